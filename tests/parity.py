@@ -1,0 +1,51 @@
+"""Reading the parity fixtures: numbers computed by the released model's own code (tests/parity/README.md).
+
+A `Fixture` hands out the tensors of one file and keeps account: `finish()` fails when any tensor was left unread,
+so that nothing in a fixture is silently skipped.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+FOLDER = Path(os.environ.get("KEYFACE_PARITY") or Path(__file__).parent / "parity")
+
+
+class Fixture:
+    """Tensors and configuration of one fixture.
+
+    `largest` collects (name, largest absolute error, tolerance) of everything compared.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        self.config = json.loads((FOLDER / f"{name}.json").read_text())
+        self.tensors = load_file(FOLDER / f"{name}.safetensors")
+        self.unread = set(self.tensors)
+        self.largest: list[tuple[str, float, float]] = []
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        """A tensor to compute with; weights are stored in float16, exact in float32."""
+        self.unread.discard(key)
+        tensor = self.tensors[key]
+        return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+    def weights(self, prefix: str = "sd.") -> dict[str, torch.Tensor]:
+        """All tensors under `prefix`, without it: a state dict."""
+        return {k[len(prefix):]: self[k] for k in self.tensors if k.startswith(prefix)}
+
+    def close(self, key: str, actual: torch.Tensor, atol: float, rtol: float = 0.0) -> None:
+        """Compare `actual` with the stored result: same shape, |error| <= atol + rtol |expected|."""
+        expected = self[key]
+        assert actual.shape == expected.shape, f"{self.name} {key}: {actual.shape} {expected.shape}"
+        error = (actual.detach().double() - expected.double()).abs()
+        self.largest.append((key, error.max().item(), atol))
+        assert (error <= atol + rtol * expected.double().abs()).all(), (
+            f"{self.name} {key}: largest error {error.max():.2e}, tolerance {atol:g} + {rtol:g} |x|")
+
+    def finish(self) -> None:
+        """Fails if a tensor of the fixture was never read."""
+        assert not self.unread, f"{self.name}: not read: {sorted(self.unread)}"

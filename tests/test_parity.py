@@ -1,0 +1,15 @@
+"""The code against numbers of the released model (tests/parity/README.md): one test a fixture, every tensor compared."""
+
+import pytest
+import torch
+
+from parity import Fixture
+
+
+@pytest.fixture
+def fx(request):
+    """The fixture a test is named after; fails if the test left one of its tensors unread."""
+    fixture = Fixture(request.node.name.removeprefix("test_"))
+    yield fixture
+    if not getattr(request.node, "failed", False):
+        fixture.finish()
