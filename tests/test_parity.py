@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from parity import Fixture
+from fixture import Fixture
 
 
 @pytest.fixture
@@ -11,5 +11,4 @@ def fx(request):
     """The fixture a test is named after; fails if the test left one of its tensors unread."""
     fixture = Fixture(request.node.name.removeprefix("test_"))
     yield fixture
-    if not getattr(request.node, "failed", False):
-        fixture.finish()
+    fixture.finish()
