@@ -1,0 +1,292 @@
+"""The autoencoder between pictures and latents: Stable Diffusion's encoder, SVD's temporal decoder.
+
+Paper, section 3 (latent diffusion). Images are RGB (N, 3, H, W) in [-1, 1], latents (N, C, h, w).
+The diffusion models see *scaled* latents of about unit variance: times 0.18215 in the released
+model, normalised per channel with weights trained here. Parameters are named as in SVD's file.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class VAEConfig:
+    """Sizes. Level i has `ch * ch_mult[i]` channels at 1 / 2^i of the picture's resolution."""
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2               # per level; the decoder has one more
+    z_channels: int = 4
+    num_groups: int = 32                  # of every GroupNorm
+    temporal: bool = True                 # SVD's decoder, which also looks along time
+    quant_conv: bool = False              # 1x1 convolutions around the latent, in some checkpoints
+    post_quant_conv: bool = False
+    scale_factor: float = 0.18215
+    latent_mean: tuple[float, ...] | None = None    # per channel; given, they replace the factor
+    latent_std: tuple[float, ...] | None = None
+
+    @classmethod
+    def full(cls) -> "VAEConfig":
+        """The autoencoder of SVD and of the released model: 8-fold, 98 M parameters."""
+        return cls()
+
+    @classmethod
+    def tiny(cls) -> "VAEConfig":
+        """For 64-pixel drawn faces: (3, 64, 64) to (4, 16, 16), 0.7 M parameters."""
+        return cls(ch=16, ch_mult=(1, 2, 4), num_res_blocks=1, num_groups=8, temporal=False)
+
+
+@dataclass
+class Posterior:
+    """The encoder's Gaussian over latents: mean (the mode) and log-variance, each (N, C, h, w)."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        return torch.exp(0.5 * self.logvar)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """A draw from it, given unit normal noise (N, C, h, w)."""
+        return self.mean + self.std * noise
+
+
+# ---- Blocks. x is (B*T, C, h, w), clips one after the other; `frames` is T. ----
+
+def over_time(f: Callable[[Tensor], Tensor], x: Tensor, frames: int) -> Tensor:
+    """Applies f, which works on (B, C, T, h, w), to x (B*T, C, h, w)."""
+    clips = x.unflatten(0, (-1, frames)).transpose(1, 2)      # (B, C, T, h, w)
+    return f(clips).transpose(1, 2).flatten(0, 1)             # (B*T, C, h, w)
+
+
+class TimeConv(nn.Conv3d):
+    """Convolution along time alone, (B, C, T, h, w), with zeros beyond the ends."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] == 1:       # a frame alone meets only the middle tap
+            return F.conv2d(x.squeeze(2), self.weight[:, :, 1], self.bias).unsqueeze(2)
+        return super().forward(x)
+
+
+class TimeStack(nn.Module):
+    """Residual block along time on (B, C, T, h, w); GroupNorm's statistics are over all frames."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.in_layers = nn.Sequential(nn.GroupNorm(groups, channels, eps=1e-5), nn.SiLU(),
+                                       TimeConv(channels))
+        self.out_layers = nn.Sequential(nn.GroupNorm(groups, channels, eps=1e-5), nn.SiLU(),
+                                        nn.Identity(), TimeConv(channels))    # Identity: a dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out_layers(self.in_layers(x))
+
+
+class ResBlock(nn.Module):
+    """Residual block in space; in SVD's decoder one along time is mixed in by a learned scalar."""
+
+    def __init__(self, c_in: int, c_out: int, groups: int, temporal: bool):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-6)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.temporal = temporal
+        if temporal:
+            self.time_stack = TimeStack(c_out, groups)
+            self.mix_factor = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        x = self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        if not self.temporal:
+            return x
+        # s * temporal + (1 - s) * spatial: the other way round than in the diffusion network
+        return torch.lerp(x, over_time(self.time_stack, x, frames), self.mix_factor.sigmoid())
+
+
+class Attention(nn.Module):
+    """Self-attention of one head over the pixels of a picture."""
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (f(h).flatten(2).mT[:, None] for f in (self.q, self.k, self.v))   # (N, 1, h*w, C)
+        h = F.scaled_dot_product_attention(q, k, v)[:, 0].mT.reshape(x.shape)
+        return x + self.proj_out(h)
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int, groups: int, temporal: bool):
+        super().__init__()
+        self.block_1, self.block_2 = (ResBlock(channels, channels, groups, temporal) for _ in "12")
+        self.attn_1 = Attention(channels, groups)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x, frames)), frames)
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution."""
+
+    def __init__(self, c_in: int, c_out: int, blocks: int, groups: int, temporal: bool):
+        super().__init__()
+        self.block = nn.ModuleList(ResBlock(c_in if i == 0 else c_out, c_out, groups, temporal)
+                                   for i in range(blocks))
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        for block in self.block:
+            x = block(x, frames)
+        return x
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        channels, groups = [config.ch * m for m in config.ch_mult], config.num_groups
+        self.conv_in = nn.Conv2d(3, config.ch, 3, padding=1)
+        self.down = nn.ModuleList(
+            Level(c_in, c, config.num_res_blocks, groups, temporal=False)
+            for c_in, c in zip([config.ch, *channels], channels))
+        for level, c in zip(self.down[:-1], channels):
+            level.downsample = nn.Sequential(OrderedDict(      # padded right and bottom only
+                pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(c, c, 3, stride=2)))
+        self.mid = Middle(channels[-1], groups, temporal=False)
+        self.norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(channels[-1], 2 * config.z_channels, 3, padding=1)
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) -> activations of each level (N, C_i, H / 2^i, W / 2^i)."""
+        found = [self.down[0](self.conv_in(x), 1)]
+        for finer, level in zip(self.down, self.down[1:]):
+            found.append(level(finer.downsample(found[-1]), 1))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(F.silu(self.norm_out(self.mid(self.levels(x)[-1], 1))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        channels, groups = [config.ch * m for m in config.ch_mult], config.num_groups
+        self.conv_in = nn.Conv2d(config.z_channels, channels[-1], 3, padding=1)
+        self.mid = Middle(channels[-1], groups, config.temporal)
+        self.up = nn.ModuleList(             # numbered from the finest, run from the coarsest
+            Level(c_in, c, config.num_res_blocks + 1, groups, config.temporal)
+            for c_in, c in zip([*channels[1:], channels[-1]], channels))
+        for level, c in zip(self.up[1:], channels[1:]):
+            level.upsample = nn.Sequential(OrderedDict(
+                nearest=nn.Upsample(scale_factor=2), conv=nn.Conv2d(c, c, 3, padding=1)))
+        self.norm_out = nn.GroupNorm(groups, channels[0], eps=1e-6)
+        self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
+        if config.temporal:
+            self.conv_out.time_mix_conv = TimeConv(3)
+
+    def forward(self, z: Tensor, frames: int) -> Tensor:
+        x = self.up[-1](self.mid(self.conv_in(z), frames), frames)
+        for coarser, level in zip(self.up[:0:-1], self.up[-2::-1]):
+            x = level(coarser.upsample(x), frames)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        if hasattr(self.conv_out, "time_mix_conv"):
+            x = over_time(self.conv_out.time_mix_conv, x, frames)
+        return x
+
+
+class VAE(nn.Module):
+    """Encoder, decoder, and the scaling between their latents and those of the diffusion models."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config, z = config, config.z_channels
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1) if config.quant_conv else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(z, z, 1) if config.post_quant_conv else nn.Identity()
+        self.decoder = Decoder(config)
+
+    def encode(self, images: Tensor) -> Posterior:
+        """Images (N, 3, H, W) in [-1, 1] -> Gaussian over unscaled latents (N, C, h, w)."""
+        mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        return Posterior(mean, logvar.clamp(-30.0, 20.0))
+
+    def decode(self, z: Tensor, frames: int = 1) -> Tensor:
+        """Unscaled latents (N, C, h, w) -> images (N, 3, H, W), not clipped. N counts clips of
+        `frames` frames; 1, each frame alone, is the released model's way."""
+        return self.decoder(self.post_quant_conv(z), frames)
+
+    def _mean_std(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean = self.config.latent_mean or (0.0,)
+        std = self.config.latent_std or (1 / self.config.scale_factor,)
+        return z.new_tensor(mean)[:, None, None], z.new_tensor(std)[:, None, None]   # (C, 1, 1)
+
+    def scale(self, z: Tensor) -> Tensor:
+        """The autoencoder's latents (..., C, h, w) -> those of the diffusion models."""
+        mean, std = self._mean_std(z)
+        return (z - mean) / std
+
+    def unscale(self, z: Tensor) -> Tensor:
+        """Inverse of `scale`."""
+        mean, std = self._mean_std(z)
+        return z * std + mean
+
+    def to_latents(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] -> scaled latents (N, C, h, w): the mode, or with unit
+        normal noise of that shape a sample, as in training."""
+        posterior = self.encode(images)
+        return self.scale(posterior.mean if noise is None else posterior.sample(noise))
+
+    def to_images(self, latents: Tensor, batch: int = 16) -> Tensor:
+        """Scaled latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1], `batch` at a time."""
+        return torch.cat([self.decode(self.unscale(z)).clamp(-1, 1) for z in latents.split(batch)])
+
+
+def perceptual(vae: VAE, a: Tensor, b: Tensor) -> Tensor:
+    """Distance of images (N, 3, H, W) by the encoder's features, built like LPIPS: (N,)."""
+    pairs = zip(vae.encoder.levels(a), vae.encoder.levels(b))
+    return sum((F.normalize(p, dim=1) - F.normalize(q, dim=1)).square().sum(1).mean((1, 2))
+               for p, q in pairs)
+
+
+# ---- Names: `diffusers` (AutoencoderKL, AutoencoderKLTemporalDecoder) -> here, rules in order ----
+
+DIFFUSERS_RULES = tuple((re.compile(pattern), to) for pattern, to in (
+    (r"(down|up)_blocks", r"\1"), (r"(down|up)samplers\.0", r"\1sample"),
+    (r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}"),
+    (r"mid_block\.attentions\.0", "mid.attn_1"), (r"resnets", "block"),
+    (r"temporal_res_block\.norm1", "time_stack.in_layers.0"),
+    (r"temporal_res_block\.conv1", "time_stack.in_layers.2"),
+    (r"temporal_res_block\.norm2", "time_stack.out_layers.0"),
+    (r"temporal_res_block\.conv2", "time_stack.out_layers.3"),
+    (r"spatial_res_block\.|time_mixer\.", ""), (r"conv_shortcut", "nin_shortcut"),
+    (r"group_norm", "norm"), (r"to_([qkv])\.", r"\1."), (r"to_out\.0", "proj_out"),
+    (r"conv_norm_out", "norm_out"), (r"time_conv_out", "conv_out.time_mix_conv")))
+
+
+def from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of `diffusers` -> of `VAE`."""
+    deepest = max(int(k.split(".")[2]) for k in state if k.startswith("decoder.up_blocks"))
+    converted = {}
+    for name, value in state.items():
+        if "attentions" in name and value.ndim == 2:      # a matrix there, a 1x1 convolution here
+            value = value[:, :, None, None]
+        for pattern, to in DIFFUSERS_RULES:
+            name = pattern.sub(to, name)
+        # the decoder's levels are numbered from the coarsest there, from the finest here
+        name = re.sub(r"decoder\.up\.(\d+)", lambda m: f"decoder.up.{deepest - int(m[1])}", name)
+        converted[name] = value
+    return converted
