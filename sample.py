@@ -1,0 +1,214 @@
+"""A talking face from one picture and a sound: the command line of KeyFace.
+
+`python sample.py` animates the picture and the sound that come with the project, and writes
+out/sample.mp4 and a contact sheet of it, out/sample.png. Everything can be replaced by options.
+The work is done by `keyface.KeyFace.animate`; here is what stands around it.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import media
+from media import FPS, SAMPLE_RATE, InputError
+
+HERE = Path(__file__).resolve().parent
+IMAGE, AUDIO = HERE / "assets" / "face.png", HERE / "assets" / "speech.flac"
+EMOTION = "0:neutral 1.5:neutral 3:happy 5:happy 7:sad"     # made for the sound above, only for it
+WEIGHTS = HERE / "weights" / "tiny"
+
+
+def number(kind: type, low: float, high: float) -> Callable[[str], float]:
+    """An argument type: an int or a float within bounds."""
+    def convert(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:                        # NaN fails, too
+            name = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f'"{text}" is no {name} from {low} to {high}')
+        return value
+    return convert
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The options, checked as far as that needs no file."""
+    parser = media.Parser("sample.py", description=__doc__.split("\n\n")[0])
+    weight = number(float, -100, 100)
+    add = parser.add_argument
+    add("--image", type=Path, default=IMAGE, help="the face: a picture of any size")
+    add("--audio", type=Path, help="what it says: any sound, or a video with sound")
+    add("--out", type=Path, default=Path("out/sample.mp4"), help="the video to write, .mp4")
+    add("--weights", type=Path, default=WEIGHTS, help="folder of weights")
+    add("--emotion", help='a name, "V,A" (valence, arousal in -1..1), "0:neutral 2.5:happy '
+        '6:-0.8,-0.3", or a CSV of seconds,valence,arousal; default neutral')
+    add("--steps", type=number(int, 1, 1000), help="noise levels of the sampler")
+    add("--id-guidance", type=weight, help="weight of the identity in keyframes")
+    add("--audio-guidance", type=weight, help="weight of the sound in keyframes")
+    add("--autoguidance", type=weight, help="weight of the good over the bad model between them")
+    add("--size", type=number(int, 16, 4096), help="side of the video in pixels, even")
+    add("--seed", type=number(int, 0, 10**18), default=0, help="another seed, another take")
+    add("--device", help="cpu, cuda, cuda:1, mps; default: the GPU if there is one")
+    add("--sheet", type=Path, help="contact sheet to write, .png; default: beside the video")
+    args = parser.parse_args(argv)
+    if args.size is not None and args.size % 2:
+        raise InputError(f"--size: {args.size} is odd; H.264 needs an even number")
+    args.sheet = args.sheet or args.out.with_suffix(".png")
+    return args
+
+
+def pick_device(name: str | None) -> str:
+    """The device asked for, if it is there; by default the GPU, else the CPU."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(),
+             "mps": int(torch.backends.mps.is_available())}
+    if not (index or "0").isdecimal() or int(index or 0) >= there.get(kind, 0):
+        found = [name for name, count in there.items() if count]
+        raise InputError(f'--device: "{name}" is not here; there is {", ".join(found)}')
+    return name
+
+
+# ------------------------------------------------------------------------------- the contact sheet
+
+def sheet_frames(count: int) -> list[int]:
+    """Numbers of the frames on the sheet: every half second, more rarely when over 64 of them."""
+    seconds = next(s for k in range(12) for s in (0.5 * 10**k, 1 * 10**k, 2 * 10**k)
+                   if count / FPS / s <= 64)
+    return [round(i * seconds * FPS) for i in range(math.ceil(count / FPS / seconds))]
+
+
+def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray], wave: np.ndarray,
+                curve: np.ndarray) -> None:
+    """Draws the identity frame and some frames (by number) above sound and emotion, all in time.
+
+    identity and frames: (H, W, 3) uint8; wave (L,) at 16 kHz; curve (N, 2) valence and arousal.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    seconds = len(wave) / SAMPLE_RATE
+    tiles = [("identity", identity)] + [(f"{i / FPS:g} s", frame) for i, frame in frames.items()]
+    columns = 9 if len(tiles) <= 27 else 13
+    rows = math.ceil(len(tiles) / columns)
+    tile, width = 12 / columns, 12.8
+    height = rows * (tile + 0.25) + 4.2
+    figure = Figure((width, height), dpi=110)
+    FigureCanvasAgg(figure)
+    for i, (title, image) in enumerate(tiles):
+        row, column = divmod(i, columns)
+        left, bottom = 0.55 + column * tile, height - (row + 1) * (tile + 0.25)
+        axes = figure.add_axes(
+            (left / width, bottom / height, 0.96 * tile / width, tile / height))
+        axes.imshow(image, interpolation="lanczos")
+        axes.set_title(title, fontsize=8, pad=2, fontweight="bold" if i == 0 else None)
+        axes.set_axis_off()
+
+    # Sound in at most 1,500 columns, whatever its length: envelope, and spectrum of 512 samples.
+    hop = max(64, math.ceil(len(wave) / 1500))
+    padded = np.pad(wave, (0, -len(wave) % hop + 512))
+    chunks = padded[:len(padded) - 512].reshape(-1, hop)
+    starts = np.arange(len(chunks)) * hop
+    windows = padded[starts[:, None] + np.arange(512)] * np.hanning(512)            # (columns, 512)
+    decibels = 20 * np.log10(np.abs(np.fft.rfft(windows)).T / 128 + 1e-5)           # (257, columns)
+    plots = []
+    for bottom, tall in ((2.75, 0.75), (1.65, 1.0), (0.5, 1.05)):
+        plots.append(figure.add_axes((0.55 / width, bottom / height, 12 / width, tall / height),
+                                     sharex=plots[0] if plots else None))
+    plots[0].fill_between(starts / SAMPLE_RATE, chunks.min(1), chunks.max(1), lw=0.3)
+    plots[0].set(ylabel="sound", xlim=(0, seconds), yticks=[])
+    plots[1].imshow(decibels, origin="lower", aspect="auto", cmap="magma", vmin=-80, vmax=-10,
+                    extent=(0, len(chunks) * hop / SAMPLE_RATE, 0, SAMPLE_RATE / 2000))
+    plots[1].set(ylabel="kHz", xlim=(0, seconds))
+    times = np.append(np.arange(len(curve)), len(curve)) / FPS
+    for name, values in zip(("valence", "arousal"), curve.T, strict=True):
+        plots[2].plot(times, np.append(values, values[-1]), label=name)
+    plots[2].set(xlabel="seconds", ylim=(-1.08, 1.08), yticks=(-1, 0, 1))
+    plots[2].grid(alpha=0.3)
+    plots[2].legend(loc="lower left", ncols=2, fontsize=8)
+    for axes in plots[:2]:
+        axes.tick_params(labelbottom=False)
+    with media.replacing(path) as temporary:
+        figure.savefig(temporary)
+
+
+# ------------------------------------------------------------------------------------- the program
+
+class Progress:
+    """One bar on stderr for each stage that reports itself."""
+
+    def __init__(self):
+        self.bars: dict[str, tqdm] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage not in self.bars:
+            self.bars[stage] = tqdm(desc=f"{stage:9}", total=total, position=len(self.bars),
+                                    unit="step", mininterval=0.5)
+        self.bars[stage].update(done - self.bars[stage].n)
+
+    def close(self) -> None:
+        for bar in self.bars.values():
+            bar.close()
+
+
+def keep(frames: Iterable[np.ndarray], wanted: set[int],
+         kept: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
+    """Hands the frames on, and keeps copies of those wanted."""
+    for i, frame in enumerate(frames):
+        if i in wanted:
+            kept[i] = frame.copy()
+        yield frame
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parses, checks every input before the slow work, samples, writes, and says what it did."""
+    args = arguments(argv)
+    audio = args.audio or AUDIO
+    emotion = args.emotion if args.emotion is not None else "neutral" if args.audio else EMOTION
+    for option, path in (("--image", args.image), ("--audio", audio)):
+        if path.exists() and path.resolve() in (args.out.resolve(), args.sheet.resolve()):
+            raise InputError(f"{option}: {path} would be overwritten; give another --out or --sheet")
+    wave = media.read_audio(audio)
+    picture = media.read_image(args.image)
+    media.check_output(args.out, (".mp4",), "--out")
+    media.check_output(args.sheet, (".png",), "--sheet")
+
+    import keyface  # only now: torch takes seconds to load, mistakes are told at once
+
+    curve = keyface.emotion_curve(emotion, media.frame_count(len(wave)))            # (N, 2)
+    device = pick_device(args.device)
+    model = keyface.KeyFace.load(args.weights, device)
+    config, size = model.config, args.size or max(model.size, 256)
+    settings = {name: getattr(config, name) if getattr(args, name) is None else getattr(args, name)
+                for name in ("steps", "id_guidance", "audio_guidance", "autoguidance")}
+    print(f"image    {args.image}\naudio    {audio} ({len(wave) / SAMPLE_RATE:.2f} s)\n"
+          f"emotion  {emotion}\nweights  {args.weights} on {device}\nsettings "
+          + ", ".join(f"{name} {value:g}" for name, value in settings.items())
+          + f", seed {args.seed}", flush=True)
+
+    began, identity = time.perf_counter(), media.read_image(picture, model.size)
+    kept: dict[int, np.ndarray] = {}
+    with closing(Progress()) as progress:
+        frames = model.animate(identity, wave, emotion, seed=args.seed, progress=progress,
+                               **settings)
+        frames = keep(frames, set(sheet_frames(len(curve))), kept)
+        count = media.write_video(args.out, frames, wave, size)
+    write_sheet(args.sheet, identity, kept, wave, curve)
+    print(f"wrote    {args.out} ({count} frames of {size} x {size} at {FPS} fps, synthetic)\n"
+          f"         {args.sheet} (contact sheet)\n"
+          f"in       {time.perf_counter() - began:.1f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(media.run(main))
