@@ -48,4 +48,5 @@ class Fixture:
 
     def finish(self) -> None:
         """Fails if a tensor of the fixture was never read."""
-        assert not self.unread, f"{self.name}: not read: {sorted(self.unread)}"
+        unread = sorted(self.unread)
+        assert not unread, f"{self.name}: {len(unread)} tensors not read: {unread[:5]} ..."

@@ -2,11 +2,16 @@
 
 import json
 import os
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
+import audio
 from fixture import FOLDER, Fixture
+from keyface import (AYS, Conditions, Stage, StageConfig, autoguide, draw_sigma, guidance_batch, guide_keyframes,
+                     guided_keyframes, guided_segments, latent_loss, loss_weight, merge, sample, scalings, schedule)
+from unet import UNetConfig, sinusoid
 from vae import VAE, VAEConfig, from_diffusers
 
 
@@ -132,3 +137,367 @@ def test_vae_names_and_shapes_at_full_size():
         for k, shape in json.loads((FOLDER / "keys_vae.json").read_text())["shapes"].items()
         if k.startswith("first_stage_model.")}
     assert list(from_diffusers({names[k]: v for k, v in state.items()})) == list(state)
+
+
+# ---- network, conditioning, diffusion -----------------------------------------------------------------------------
+
+
+def stage_of(fixture, **overrides):
+    """A `Stage` of the sizes in a network fixture's json, without weights."""
+    c, shapes = fixture.config["config"], fixture.config["shapes"]
+    sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}
+    unet = UNetConfig(**sizes, out_channels=fixture.config["out_channels"],
+                      emotion_dim=fixture.config["emotion_vector_dim"])
+    config = StageConfig(unet=unet, interpolation=unet.emotion_dim == 0, frames=shapes["T"],
+                         latent_shape=(4, shapes["latent_h"], shapes["latent_w"]), **overrides)
+    return Stage(config).eval()
+
+
+def load_network(stage, fixture, factor=1.0):
+    stage.unet.load_state_dict({k: factor * v for k, v in fixture.weights().items()})
+    if stage.config.interpolation:
+        stage.learned_mask.data = factor * fixture["sd_wrapper.learned_mask"]
+
+
+def check_network(fx):
+    stage = stage_of(fx)
+    load_network(stage, fx)
+    net, seen, tolerance = stage.unet, {}, fx.config["tolerance"]
+    b, t = fx.config["shapes"]["B"], fx.config["shapes"]["T"]
+    places = {"input_blocks.0": net.input_blocks[0], "input_blocks.1.0": net.input_blocks[1][0],
+              "input_blocks.1.0.time_stack": net.input_blocks[1][0].time_stack,
+              "input_blocks.1.1": net.input_blocks[1][1],
+              "input_blocks.1.1.time_stack.0": net.input_blocks[1][1].time_stack[0],
+              "input_blocks.1.1.transformer_blocks.0": net.input_blocks[1][1].transformer_blocks[0],
+              "middle_block": net.middle_block, "output_blocks.0": net.output_blocks[0],
+              "output_blocks.last": net.output_blocks[-1],
+              "time_embed": net.time_embed, "label_emb": net.label_emb}
+    hooks = [module.register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o))
+             for name, module in places.items()]
+    emotion = fx["in.y"] if net.config.emotion_dim else None
+    fx.close("out", net(fx["in.x"], fx["in.timesteps"], fx["in.context"], emotion, t), tolerance["atol"])
+    for hook in hooks:
+        hook.remove()
+    seen["t_emb"] = sinusoid(fx["in.timesteps"], net.config.model_channels)
+    seen["emb"] = seen["time_embed"] + seen["label_emb"]
+    for name, value in seen.items():
+        expected = fx.tensors[f"mid.{name}"]
+        if name.endswith("0.time_stack"):
+            value = value.view(expected.shape)  # (B, C, T, h*w)
+        elif name.endswith("time_stack.0"):
+            value = value.unflatten(0, (b, -1)).transpose(1, 2).reshape(expected.shape)  # (B*h*w, T, C)
+        late = name.startswith(("middle", "output"))
+        limits = tolerance["mid_atol"]
+        fx.close(f"mid.{name}", value, max(limits.values()) if late else min(limits.values()))
+    x = fx["e2e.in.x"].transpose(1, 2)  # (B, T, C, h, w)
+    known = Conditions(fx["e2e.in.concat"], fx["in.context"], emotion)
+    fx.close("e2e.out.denoised", stage.denoise(x, fx["e2e.in.sigma"], known).flatten(0, 1), tolerance["atol"])
+
+
+@torch.no_grad()
+def test_unet_keyframe(fx):
+    check_network(fx)
+
+
+@torch.no_grad()
+def test_unet_interp(fx):
+    check_network(fx)
+
+
+def bare_stage(interpolation, shapes, **overrides):
+    """A stage whose network is not used."""
+    unet = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, context_dim=48, emotion_dim=512)
+    h, w = shapes["latent_h"], shapes["latent_w"]
+    return Stage(StageConfig(unet=unet, interpolation=interpolation, latent_shape=(4, h, w), **overrides))
+
+
+@torch.no_grad()
+def test_keyframe_input(fx):
+    shapes = fx.config["shapes"]
+    x = fx["in.x"].unflatten(0, (shapes["B"], shapes["T"]))
+    fx.close("out", bare_stage(False, shapes).attach(x, fx["in.concat"]), fx.config["tolerance"]["atol"])
+
+
+@torch.no_grad()
+def test_interp_input(fx):
+    shapes, atol = fx.config["shapes"], fx.config["tolerance"]["atol"]
+    stage = bare_stage(True, shapes)
+    stage.learned_mask.data = fx["in.learned_mask"]
+    x = fx["in.x"].unflatten(0, (shapes["B"], shapes["T"]))
+    fx.close("out", stage.attach(x, fx["in.concat"]), atol)
+    fx.close("drop.out", stage.attach(x, fx["drop.in.concat"]), atol)
+
+
+@torch.no_grad()
+def test_conditioning(fx):
+    c = fx.config
+    unet = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, context_dim=c["audio_out"],
+                      emotion_dim=2 * c["sin_dim"])
+    sizes = dict(audio_dim=c["audio_in"], condition_scale=1 / c["scale_factor"])
+    stage = Stage(StageConfig(unet=unet, **sizes))
+    stage.audio_proj.load_state_dict(fx.weights("sd.embedders.3.linear."))
+    tolerance = c["tolerance"]["atol"], c["tolerance"]["rtol"]
+
+    def check(prefix, known):
+        fx.close(f"{prefix}.concat", known.concat, *tolerance)
+        fx.close(f"{prefix}.crossattn", known.context, *tolerance)
+        if known.emotion is not None:
+            fx.close(f"{prefix}.vector", known.emotion, *tolerance)
+
+    inputs = fx["in.cond_frames"], fx["in.audio_emb"], fx["in.valence"], fx["in.arousal"]
+    known = stage.conditions(*inputs)
+    check("out.c", known)
+    check("out.uc", known.without(identity=True, audio=True))
+    check("out.uc_identity_only", known.without(identity=True))
+    check("train.out", stage.conditions(*inputs, fx["train.keep_identity"], fx["train.keep_audio"]))
+    assert stage.config.drop_identity == c["ucg_rate"]["cond_frames"]
+    assert stage.config.drop_audio == c["ucg_rate"]["audio_emb"]
+
+    interp = Stage(StageConfig(unet=replace(unet, emotion_dim=0), interpolation=True, **sizes))
+    interp.audio_proj.load_state_dict(fx.weights("interp.sd.embedders.1.linear."))
+    ends = fx["interp.in.cond_frames"].transpose(1, 2)  # (B, 2, C, h, w)
+    known = interp.conditions(ends, fx["interp.in.audio_emb"])
+    check("interp.out.c", known)
+    check("interp.out.uc", known.without(identity=True, audio=True))
+
+    for width in (16, 256):
+        fx.close(f"sin.out{width}", sinusoid(fx["sin.values"], width), *tolerance)
+    fx.close("sin.cnoise_out32", sinusoid(fx["sin.cnoise_values"], 32), *tolerance)
+    frames = fx["sin.frame_out64"]
+    fx.close("sin.frame_out64", sinusoid(torch.arange(len(frames)), frames.shape[1]), *tolerance)
+
+
+@torch.no_grad()
+def test_diffusion(fx):
+    c, atol, rtol = fx.config, fx.config["tolerance"]["atol"], fx.config["tolerance"]["rtol"]
+    t = c["shapes"]["T"]
+    for name, value in zip(("c_skip", "c_out", "c_in", "c_noise"), scalings(fx["scaling.sigma"])):
+        fx.close(f"scaling.{name}", value, atol, rtol)
+    fx.close("weight.lambda", loss_weight(fx["scaling.sigma"]), atol, rtol)
+    fx.close("sigma_sampling.sigma", draw_sigma(fx["sigma_sampling.normal"], c["p_mean"], c["p_std"]), atol, rtol)
+    for name, evaluations in c["evaluations"].items():
+        levels = schedule(int(name[1:]))
+        fx.close(f"ays.{name}", levels, atol, rtol)
+        assert len(levels) - 1 == evaluations
+    assert list(AYS) == c["ays_table"]
+
+    # Guidance: how the three evaluations are batched, and how results are combined.
+    kf = "guide.kf"
+    fx.close(f"{kf}.out", guide_keyframes(fx[f"{kf}.in"], c["ref_ratio"], c["audio_ratio"]), atol, rtol)
+    bad, good = fx["guide.karras.in"].chunk(2)
+    fx.close("guide.karras.out", autoguide(bad, good, c["karras_scale"]), atol, rtol)
+    known = Conditions(*(fx[f"{kf}.prep.in.c.{k}"] for k in ("concat", "crossattn", "vector")))
+    nothing = Conditions(*(fx[f"{kf}.prep.in.uc.{k}"] for k in ("concat", "crossattn", "vector")))
+    x = fx[f"{kf}.prep.in.x"][None]  # (1, T, C, h, w)
+    stacked = guidance_batch(known, nothing)
+    for k, value in zip(("concat", "crossattn", "vector"), (stacked.concat, stacked.context, stacked.emotion)):
+        fx.close(f"{kf}.prep.out.{k}", value, atol, rtol)
+    seen = {}
+
+    def record(x, sigma, conditions):
+        seen.update(x=x.flatten(0, 1), sigma=sigma.repeat_interleave(t))
+        return x
+
+    level = fx[f"{kf}.prep.out.sigma"]
+    guided_keyframes(record, known, 1.0, 1.0, nothing)(x, level[0])
+    for k, value in seen.items():
+        fx.close(f"{kf}.prep.out.{k}", value, atol, rtol)
+
+    # Whole trajectories on a linear stand-in for the network.
+    def linear(w):
+        def denoise(x, sigma, conditions):
+            c_skip, c_out, c_in, c_noise = (s.view(-1, 1, 1, 1, 1) for s in scalings(sigma))
+            f = torch.einsum("oi,btihw->btohw", w, c_in * x) + fx["traj.b"].view(4, 1, 1) * c_noise
+            f = f + fx["traj.e"][0] * conditions.concat[:, None, :4]
+            f = f + fx["traj.e"][1] * conditions.context[..., :4, None, None]
+            return c_skip * x + c_out * f
+        return denoise
+
+    def check_steps(name, noise, denoise, steps=10):
+        for i, (x, expected) in enumerate(zip(sample(denoise, noise, schedule(steps)), fx[name], strict=True)):
+            error = (x.flatten(0, 1) - expected).abs().max() / expected.abs().max()
+            assert error <= 1e-5, f"{name} step {i}: relative error {error:.1e}"
+
+    good = linear(fx["traj.W"])
+    known = Conditions(*(fx[f"traj.c.{k}"] for k in ("concat", "crossattn", "vector")))
+    noise = fx["traj.noise"][None]
+
+    def plain(x, sigma):
+        return good(x, sigma.expand(len(x)), known)
+
+    check_steps("traj.plain.steps", noise, plain)
+    check_steps("traj.plain25.steps", noise, plain, 25)
+    check_steps("traj.kf.steps", noise, guided_keyframes(good, known, c["ref_ratio"], c["audio_ratio"]))
+    known = Conditions(fx["traj.karras.c.concat"], fx["traj.karras.c.crossattn"], None)
+    noise = fx["traj.karras.noise"].unflatten(0, (-1, t))
+    guided = guided_segments(good, known, c["karras_scale"], linear(fx["traj.W_bad"]), known)
+    check_steps("traj.karras.steps", noise, guided)
+
+    # The loss on given results, and a whole training step on the linear network.
+    target, sigma = fx["loss.target"].transpose(1, 2), fx["loss.sigma"]
+    for lower in (1, 2, 3):
+        loss = latent_loss(fx["loss.model_output"].view_as(target), target, sigma, lower)
+        fx.close(f"loss.lower{lower}.per_frame", loss.flatten(), atol, rtol)
+        fx.close(f"loss.lower{lower}.mean", loss.mean()[None], atol, rtol)
+    noisy = target + sigma.view(-1, 1, 1, 1, 1) * fx["loss.step.noise"].transpose(1, 2)
+    denoised = good(noisy, sigma, Conditions(fx["loss.step.concat"], fx["loss.step.crossattn"], None))
+    loss = latent_loss(denoised, target, sigma, 3)
+    fx.close("loss.step.lower3.per_frame", loss.flatten(), atol, rtol)
+    fx.close("loss.step.lower3.mean", loss.mean()[None], atol, rtol)
+    fx.close("merge.out", merge(fx["merge.in"]), atol, rtol)
+
+
+def check_sampling(fx, stage, latents, guided, **emotion):
+    """Conditions, then every step of the sampler."""
+    c = fx.config
+    known = stage.conditions(latents, fx["in.audio_emb"], **emotion)
+    for prefix, value in (("c", known), ("uc", known.without(identity=True, audio=True))):
+        fx.close(f"{prefix}.concat", value.concat, 1e-5, 1e-5)
+        fx.close(f"{prefix}.crossattn", value.context, 1e-5, 1e-5)
+        if value.emotion is not None:
+            fx.close(f"{prefix}.vector", value.emotion, 1e-5, 1e-5)
+    noise = fx["in.noise"].unflatten(0, (c["shapes"]["S"], c["shapes"]["T"]))
+    limit = c["tolerance"]["relative_to_largest_x_of_the_step"]
+    steps = list(sample(guided(known), noise, schedule(c["num_steps"])))
+    assert len(steps) == c["network_evaluations"]
+    for i, (x, expected) in enumerate(zip(steps, fx["steps"], strict=True)):
+        error = (x.flatten(0, 1) - expected).abs().max() / expected.abs().max()
+        assert error <= limit, f"step {i}: relative error {error:.1e}"
+    fx.close("out.z", steps[-1].flatten(0, 1), limit * fx["out.z"].abs().max().item())
+
+
+@torch.no_grad()
+def test_sample_keyframe(fx):
+    network, g = Fixture("unet_keyframe"), fx.config["guidance"]
+    stage = stage_of(network, audio_dim=fx["in.audio_emb"].shape[-1], condition_scale=1 / fx.config["scale_factor"])
+    load_network(stage, network)
+    stage.audio_proj.load_state_dict(fx.weights("cond.sd.embedders.3.linear."))
+    check_sampling(fx, stage, fx["in.cond_frames"], valence=fx["in.valence"], arousal=fx["in.arousal"],
+                   guided=lambda known: guided_keyframes(stage.denoise, known, g["id_guidance"], g["audio_guidance"]))
+
+
+@torch.no_grad()
+def test_sample_interp(fx):
+    network = Fixture("unet_interp")
+    stages = []
+    for factor in (1.0, 0.9):  # the bad network is the good one times 0.9
+        stage = stage_of(network, audio_dim=fx["in.audio_emb"].shape[-1],
+                         condition_scale=1 / fx.config["scale_factor"])
+        load_network(stage, network, factor)
+        stage.audio_proj.load_state_dict(fx.weights("cond.sd.embedders.1.linear."))
+        stages.append(stage)
+    good, bad = stages
+    weight = fx.config["guidance"]["autoguidance"]
+    check_sampling(fx, good, fx["in.cond_frames"].transpose(1, 2),
+                   guided=lambda known: guided_segments(good.denoise, known, weight, bad.denoise, known))
+
+
+def sizes_of(config_class, given: dict):
+    """A config of the fixture's sizes, and what is left of them: settings that `config_class` holds fixed."""
+    names = {f.name for f in fields(config_class)}
+    return (config_class(**{k: v for k, v in given.items() if k in names}),
+            {k: v for k, v in given.items() if k not in names})
+
+
+def recorded(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
+    """A dictionary that the output of each module will be found in, under its name."""
+    outputs = {}
+    for name, module in modules.items():
+        module.register_forward_hook(lambda _, __, y, name=name: outputs.__setitem__(name, y))
+    return outputs
+
+
+def check_index(fx, counts: dict, features: str) -> None:
+    """`map.T*`, `out.index`: which feature becomes which of two tokens a frame."""
+    for frames, count in counts.items():
+        assert count["samples"] == int(frames) * audio.SAMPLES and count["wanted"] == 2 * int(frames)
+        if f"map.T{frames}" in fx.tensors:
+            fx.close(f"map.T{frames}", audio.nearest(count[features], count["wanted"]), 0)
+    shapes = fx.config["shapes"]
+    fx.close("out.index", audio.nearest(shapes[features], 2 * shapes["T"]), 0)
+
+
+@torch.no_grad()
+def test_beats(fx):
+    sizes, fixed = sizes_of(audio.BEATsConfig, fx.config["config"])
+    assert fixed.pop("predictor_class") == len(fx["sd.predictor.bias"])
+    real, real_fixed = sizes_of(audio.BEATsConfig, fx.config["real_config"])
+    assert real == audio.BEATsConfig() and fixed.items() <= real_fixed.items()
+    encoder = audio.AudioEncoder(audio.AudioConfig.tiny())
+    encoder.events = model = audio.BEATs(sizes)
+    model.load_state_dict(audio.from_published_beats(fx.weights()))
+    mid = recorded({
+        "patch_embedding": model.patch_embedding, "layer_norm": model.layer_norm,
+        "post_extract_proj": model.post_extract_proj, "pos_conv": model.encoder.pos_conv[0],
+        "encoder_layer_norm": model.encoder.layer_norm,
+        **{f"layer{i}": layer for i, layer in enumerate(model.encoder.layers)}})
+    tolerance = fx.config["tolerance"]
+
+    raw = audio.fbank(fx["in.wave"][None])
+    fx.close("mid.fbank_raw", raw[0], tolerance["fbank_raw"])
+    spectra = []
+    model.patch_embedding.register_forward_pre_hook(lambda _, x: spectra.append(x[0][0, 0]))
+    from_wave = model(fx["in.wave"][None])[0]
+    fx.close("mid.fbank", spectra[0], tolerance["fbank"])
+    fx.close("out.features", from_wave, tolerance["features_from_wave"])
+    # The network by itself on the given filterbank, tightly; then everything from the waveform.
+    features = model.encode(fx["mid.fbank"][None])
+    for name, value in mid.items():
+        fx.close(f"mid.{name}", value, tolerance["features_given_mid_fbank"])
+    fx.close("mid.position_bias", model.encoder.position_bias(features.shape[1]),
+             tolerance["features_given_mid_fbank"])
+    fx.close("out.features", features[0], tolerance["features_given_mid_fbank"])
+    fx.close("out.frames", encoder.events_released(fx["in.wave"]), tolerance["features_from_wave"])
+
+    check_index(fx, fx.config["token_counts"], "tokens")
+    for count in fx.config["token_counts"].values():
+        n, bands = count["fbank_frames"], fx.config["fbank"]["num_mel_bins"]
+        if n < 1e4:
+            spectrum = audio.fbank(torch.zeros(1, count["samples"]))
+            assert spectrum.shape == (1, n, bands)
+            assert model.patch_embedding(spectrum[None]).shape[2] == count["time_patches"]
+
+
+def speech_encoder(fx, kind: str) -> audio.AudioEncoder:
+    """An encoder of the fixture's sizes; fails if a setting that `SpeechConfig` does not have differs."""
+    sizes, fixed = sizes_of(audio.SpeechConfig, fx.config["transformers_config"])
+    config = audio.AudioConfig(speech=kind, mapping="released", wavlm=sizes,
+                               beats=audio.AudioConfig.tiny().beats)
+    encoder = audio.AudioEncoder(config)
+    for name, value in fixed.items():
+        given = getattr(encoder.speech.config, name)
+        assert (list(given) if isinstance(given, tuple) else given) == value, name
+    return encoder
+
+
+@torch.no_grad()
+def test_wavlm(fx):
+    encoder = speech_encoder(fx, "wavlm")
+    weights = fx.weights()
+    key_map = fx.config["key_map"]
+    renamed = audio.from_published_wavlm({name: name for name in weights})
+    assert renamed == {ours: name for name, ours in key_map.items()}
+    encoder.speech.load_state_dict(audio.from_published_wavlm(weights))
+    convolved = recorded({"conv_features": encoder.speech.feature_extractor})
+    atol = fx.config["tolerance"]["features"]
+
+    result = encoder.speech(fx["in.wave"][None], output_hidden_states=True)
+    fx.close("mid.conv_features", convolved["conv_features"][0].T, atol)
+    for i, hidden in enumerate(result.hidden_states):
+        fx.close(f"mid.transformers_hidden{i}", hidden[0], atol)
+    fx.close("out.features", result.last_hidden_state[0], atol)
+    fx.close("out.frames", encoder.speech_released(fx["in.wave"]), atol)
+    check_index(fx, fx.config["feature_counts"], "features")
+
+
+@torch.no_grad()
+def test_wav2vec2(fx):
+    encoder = speech_encoder(fx, "wav2vec2")
+    encoder.speech.load_state_dict(fx.weights())
+    tolerance = fx.config["tolerance"]
+    hidden = recorded({"hidden": encoder.speech})
+
+    normalised = audio.normalise(fx["in.wave"])
+    fx.close("mid.normalized", normalised, **tolerance)
+    fx.close("out.frames", encoder.speech_released(normalised), **tolerance)
+    fx.close("mid.hidden", hidden["hidden"].last_hidden_state[0], **tolerance)

@@ -1,0 +1,478 @@
+"""KeyFace (CVPR 2025, arXiv 2503.01715): one image and one sound to a talking face of any length.
+
+From top to bottom: noise levels and preconditioning, the loss, guidance, the sampler (section 3.1), the two models
+(3.2 keyframes, 3.3 interpolation), the plan of a long video and its generator (3.4).
+
+Alphabet: B clips, T = 14 frames a window, C = 4 latent channels, h x w latent pixels, N video frames, S = 13 the
+spacing of keyframes, D audio features. Latents are (B, T, C, h, w), images RGB in [-1, 1], sound 16 kHz mono.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audio import AudioConfig, AudioEncoder
+from checkpoint import load_config, load_part
+from emotion import emotion_curve
+from media import FPS, SAMPLE_RATE, InputError, read_audio, read_image
+from unet import UNet, UNetConfig, sinusoid
+from vae import VAE, VAEConfig, perceptual
+
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
+
+# Noise levels of "Align Your Steps" (arXiv 2404.14507) for Stable Video Diffusion.
+AYS = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
+
+
+# ---- configuration ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class StageConfig:
+    """One of the two diffusion models. The defaults are the released keyframe model's."""
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    interpolation: bool = False  # between two known frames, or keyframes from the identity alone
+    frames: int = 14  # T
+    spacing: int = 13  # video frames from one element of a window to the next
+    audio_dim: int = 1536  # D: WavLM + BEATs
+    latent_shape: tuple[int, ...] = (4, 64, 64)  # (C, h, w)
+    condition_scale: float = 1 / 0.18215  # released: condition latents are VAE latents without the scale factor
+    blend: bool = False  # ours: the linear blend of the end latents under the learned mask embedding
+    p_mean: float = 1.0  # ln sigma ~ N(p_mean, p_std^2) in training
+    p_std: float = 1.2
+    sigma_max: float = 700.0
+    lambda_lower: float = 3.0  # weight of the lower half of the latent rows: the mouth
+    pixel_weight: float = 1.0
+    drop_identity: float = 0.1
+    drop_audio: float = 0.2
+
+
+@dataclass
+class Config:
+    """Everything of a weights folder's config.json. The defaults are the released model's."""
+
+    keyframe: StageConfig = field(default_factory=StageConfig)
+    interp: StageConfig = field(default_factory=lambda: StageConfig(
+        unet=UNetConfig(in_channels=9, emotion_dim=0), interpolation=True, spacing=1, lambda_lower=2.0, pixel_weight=0.0))
+    vae: VAEConfig = field(default_factory=VAEConfig.full)
+    audio: AudioConfig = field(default_factory=AudioConfig.full)
+    size: int = 512  # side of the image in pixels
+    dummy_first: bool = True  # the released model repeats the identity as a window's first frame: throw it away
+    average_shared: bool = False  # ours: neighbouring segments agree on the frame they share at every step
+    steps: int = 10
+    id_guidance: float = 2.0
+    audio_guidance: float = 5.0
+    autoguidance: float = 2.0
+
+    @staticmethod
+    def full() -> "Config":
+        return Config()
+
+    @staticmethod
+    def tiny() -> "Config":
+        """64 x 64 pixels, 2.4 million parameters a stage: trained from scratch in an hour on two CPU cores."""
+        common = dict(audio_dim=128, latent_shape=(4, 16, 16), condition_scale=1.0, p_mean=0.3, p_std=1.3, sigma_max=80.0)
+        return Config(
+            keyframe=StageConfig(unet=UNetConfig.tiny(), **common),
+            interp=StageConfig(unet=UNetConfig.tiny(in_channels=9, emotion_dim=0), interpolation=True, spacing=1,
+                               lambda_lower=2.0, pixel_weight=0.0, blend=True, **common),
+            vae=VAEConfig.tiny(), audio=AudioConfig.tiny(), size=64, dummy_first=False, average_shared=True,
+            id_guidance=1.5, audio_guidance=2.0, autoguidance=1.5)
+
+
+# ---- diffusion (EDM, arXiv 2206.00364, with v-prediction; keyface.md section 3) -----------------------------------
+
+
+def scalings(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """c_skip, c_out, c_in, c_noise of D = c_skip x + c_out F(c_in x, c_noise)."""
+    s2 = sigma**2 + 1
+    return 1 / s2, -sigma / s2.sqrt(), 1 / s2.sqrt(), sigma.log() / 4
+
+
+def loss_weight(sigma: Tensor) -> Tensor:
+    """lambda(sigma) = (sigma^2 + 1) / sigma^2."""
+    return (sigma**2 + 1) / sigma**2
+
+
+def draw_sigma(normal: Tensor, p_mean: float, p_std: float) -> Tensor:
+    """Noise levels of training from unit normal numbers: ln sigma ~ N(p_mean, p_std^2)."""
+    return torch.exp(p_mean + p_std * normal)
+
+
+def schedule(steps: int, sigma_max: float = AYS[0]) -> Tensor:
+    """Falling noise levels and a final 0, float64. As in the released code steps = 10 takes the whole table and so
+    makes 11 evaluations; any other number resamples it to `steps` levels, linear in (index, ln sigma)."""
+    table = np.log(AYS)
+    if steps != 10:
+        table = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(AYS)), table)
+    # Another sigma_max stretches the table in ln sigma about its lowest level.
+    low = math.log(AYS[-1])
+    levels = np.exp(low + (table - low) * (math.log(sigma_max) - low) / (math.log(AYS[0]) - low))
+    return torch.from_numpy(np.append(levels, 0.0))
+
+
+def latent_loss(denoised: Tensor, target: Tensor, sigma: Tensor, lambda_lower: float) -> Tensor:
+    """mean over C, h, w of lambda(sigma) w_lower (D - x0)^2; (B, T, C, h, w), sigma (B,) -> (B, T)."""
+    weight = torch.ones(target.shape[-2], 1, device=target.device)
+    weight[target.shape[-2] // 2:] = lambda_lower
+    error = (weight * (denoised - target) ** 2).mean(dim=(2, 3, 4))
+    return loss_weight(sigma)[:, None] * error
+
+
+def pixel_loss(images: Tensor, originals: Tensor, sigma: Tensor) -> Tensor:
+    """mean of lambda(sigma) (image - original)^2 over everything; (B, 3, H, W), sigma (B,) -> scalar."""
+    return (loss_weight(sigma) * ((images - originals) ** 2).mean(dim=(1, 2, 3))).mean()
+
+
+def guide_keyframes(denoised: Tensor, id_guidance: float, audio_guidance: float) -> Tensor:
+    """D_0 + w_id (D_id - D_0) + w_aud (D_id,aud - D_id), from the three of them stacked along the batch."""
+    neither, identity, both = denoised.chunk(3)
+    return neither + id_guidance * (identity - neither) + audio_guidance * (both - identity)
+
+
+def autoguide(bad: Tensor, good: Tensor, weight: float) -> Tensor:
+    """D_bad + w (D_good - D_bad) (arXiv 2406.02507)."""
+    return bad + weight * (good - bad)
+
+
+def sample(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigmas: Tensor,
+           after_step: Callable[[Tensor], Tensor] | None = None) -> Iterator[Tensor]:
+    """Euler steps on the probability-flow ODE; yields x after every step, the last one is the sample.
+
+    denoise(x, sigma) -> D; noise is unit normal; sigmas fall to 0, so that the last step returns D itself.
+    """
+    x = noise * (1 + sigmas[0] ** 2).sqrt().to(noise.dtype)
+    for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+        slope = (x - denoise(x, sigma.to(x.dtype))) / sigma.to(x.dtype)
+        x = x + (following - sigma).to(x.dtype) * slope
+        if after_step is not None:
+            x = after_step(x)
+        yield x
+
+
+def merge(segments: Tensor) -> Tensor:
+    """Segments laid one frame over the other, the shared frames averaged: (S, T, ...) -> ((S-1)(T-1)+T, ...)."""
+    shared = share_ends(segments)
+    return torch.cat([shared[:1, 0], shared[:, 1:].flatten(0, 1)])
+
+
+def share_ends(x: Tensor) -> Tensor:
+    """Sets the frame that neighbouring segments share to the mean of its two copies; (segments, T, C, h, w)."""
+    x = x.clone()
+    x[1:, 0] = x[:-1, -1] = (x[1:, 0] + x[:-1, -1]) / 2
+    return x
+
+
+# ---- the two models ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Conditions:
+    """What a model is told about B clips."""
+
+    concat: Tensor  # identity latents (B, C, h, w), or both end latents (B, 2C, h, w)
+    context: Tensor  # audio tokens (B, T, context width)
+    emotion: Tensor | None  # (B*T, emotion width), keyframes only
+
+    @staticmethod
+    def stack(parts: list["Conditions"]) -> "Conditions":
+        emotion = None if parts[0].emotion is None else torch.cat([p.emotion for p in parts])
+        return Conditions(torch.cat([p.concat for p in parts]), torch.cat([p.context for p in parts]), emotion)
+
+    def part(self, s: slice) -> "Conditions":
+        """The same of some of the clips; without emotion."""
+        return Conditions(self.concat[s], self.context[s], None)
+
+    def without(self, identity: bool = False, audio: bool = False) -> "Conditions":
+        """The same with the identity or the audio dropped, that is, zero."""
+        return replace(self, concat=self.concat * (not identity), context=self.context * (not audio))
+
+
+class Stage(nn.Module):
+    """A diffusion model of T frames: keyframes, or (config.interpolation) the frames between two of them."""
+
+    def __init__(self, config: StageConfig):
+        super().__init__()
+        self.config = config
+        self.unet = UNet(config.unet)
+        self.audio_proj = nn.Linear(config.audio_dim, config.unet.context_dim)
+        if config.interpolation:
+            self.learned_mask = nn.Parameter(torch.zeros(config.latent_shape))
+
+    def conditions(self, latents: Tensor, audio: Tensor, valence: Tensor | None = None, arousal: Tensor | None = None,
+                   keep_identity: Tensor | None = None, keep_audio: Tensor | None = None) -> Conditions:
+        """Embeds what is known. latents: identity (B, C, h, w), or start and end (B, 2, C, h, w); audio (B, T, 2, D);
+        valence and arousal (B, T) in [-1, 1]; keep_* (B,) of 0 and 1 for dropping in training."""
+        concat = latents.flatten(1, -3) * self.config.condition_scale  # (B, C or 2C, h, w)
+        context = self.audio_proj(audio.mean(dim=2))  # (B, T, context width)
+        # Dropped means zero after the embedder: zero tokens, not the bias of the linear layer.
+        if keep_identity is not None:
+            concat = concat * keep_identity[:, None, None, None]
+        if keep_audio is not None:
+            context = context * keep_audio[:, None, None]
+        emotion = None
+        if self.config.unet.emotion_dim:
+            width = self.config.unet.emotion_dim // 2
+            emotion = torch.cat([sinusoid(valence, width), sinusoid(arousal, width)], dim=-1).flatten(0, 1)
+        return Conditions(concat, context, emotion)
+
+    def attach(self, x: Tensor, concat: Tensor) -> Tensor:
+        """The network's input: noisy latents (B, T, C, h, w), already times c_in, with their condition channels,
+        which are not: (B*T, 8 or 9, h, w)."""
+        b, t, c, h, w = x.shape
+        if not self.config.interpolation:
+            return torch.cat([x, concat[:, None].expand(b, t, c, h, w)], dim=2).flatten(0, 1)
+        start, end = concat[:, None, :c], concat[:, None, c:]
+        middle = self.learned_mask.expand(b, t - 2, c, h, w)
+        if self.config.blend:
+            k = torch.arange(1, t - 1, device=x.device).view(1, -1, 1, 1, 1) / (t - 1)
+            middle = middle + torch.lerp(start, end, k.to(x.dtype))
+        known = torch.zeros(b, t, 1, h, w, dtype=x.dtype, device=x.device)
+        known[:, [0, -1]] = 1
+        return torch.cat([x, torch.cat([start, middle, end], dim=1), known], dim=2).flatten(0, 1)
+
+    def denoise(self, x: Tensor, sigma: Tensor, conditions: Conditions, images: bool = False) -> Tensor:
+        """D(x; sigma, conditions). x (B, T, C, h, w), sigma (B,). With `images` every frame stands alone (T = 1) and
+        the temporal half of the network is left out."""
+        b, t = x.shape[:2]
+        c_skip, c_out, c_in, c_noise = (c.view(b, 1, 1, 1, 1) for c in scalings(sigma))
+        out = self.unet(self.attach(c_in * x, conditions.concat), c_noise.flatten().repeat_interleave(t),
+                        conditions.context, conditions.emotion, None if images else t)
+        return c_skip * x + c_out * out.unflatten(0, (b, t))
+
+    def loss(self, vae: VAE, target: Tensor, latents: Tensor, audio: Tensor, valence: Tensor | None,
+             arousal: Tensor | None, original: Tensor | None, frame: int, images: bool = False,
+             sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The whole training objective (keyface.md sections 3, 6, 7).
+
+        target (B, T, C, h, w) clean latents; the conditions as in `conditions`; original (B, 3, H, W) the true
+        pixels of frame number `frame`, one for the batch, of the pixel loss. Returns latent loss and pixel loss.
+        """
+        c, b = self.config, len(target)
+        if sigma is None:
+            sigma = draw_sigma(torch.randn(b, device=target.device), c.p_mean, c.p_std)
+        keep_identity = (torch.rand(b, device=target.device) >= c.drop_identity).to(target.dtype)
+        keep_audio = (torch.rand(b, device=target.device) >= c.drop_audio).to(target.dtype)
+        known = self.conditions(latents, audio, valence, arousal, keep_identity, keep_audio)
+        noisy = target + sigma.view(b, 1, 1, 1, 1) * torch.randn_like(target)
+        denoised = self.denoise(noisy, sigma, known, images)
+        latent = latent_loss(denoised, target, sigma, c.lambda_lower).mean()
+        if not c.pixel_weight or original is None:
+            return latent, torch.zeros_like(latent)
+        decoded = vae.to_images(denoised[:, frame]).clamp(-1, 1)
+        distance = (loss_weight(sigma) * perceptual(vae, decoded, original)).mean()
+        return latent, c.pixel_weight * (pixel_loss(decoded, original, sigma) + distance)
+
+
+def guidance_batch(known: Conditions, nothing: Conditions | None = None) -> Conditions:
+    """What the three evaluations of keyframe guidance are told: [neither, identity, identity and audio]."""
+    nothing = nothing or known.without(identity=True, audio=True)
+    return Conditions.stack([nothing, replace(known, context=nothing.context), known])
+
+
+def guided_keyframes(denoise: Callable, known: Conditions, id_guidance: float, audio_guidance: float,
+                     nothing: Conditions | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """A denoiser (x, sigma) -> D with two-condition guidance, three evaluations of `denoise` in one batch."""
+    stacked = guidance_batch(known, nothing)
+
+    def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        out = denoise(x.repeat(3, 1, 1, 1, 1), sigma.expand(3 * len(x)), stacked)
+        return guide_keyframes(out, id_guidance, audio_guidance)
+
+    return guided
+
+
+def guided_segments(denoise: Callable, known: Conditions, weight: float = 1.0, bad: Callable | None = None,
+                    bad_known: Conditions | None = None, batch: int = 4) -> Callable[[Tensor, Tensor], Tensor]:
+    """A denoiser (x, sigma) -> D of segments with autoguidance, or plain where there is no bad model; `batch` segments
+    at a time: more is no faster on a CPU and does not fit on a GPU."""
+
+    def guided(x: Tensor, sigma: Tensor) -> Tensor:
+        parts = []
+        for i in range(0, len(x), batch):
+            s = slice(i, i + batch)
+            levels = sigma.expand(len(x[s]))
+            part = denoise(x[s], levels, known.part(s))
+            if bad is not None:
+                part = autoguide(bad(x[s], levels, bad_known.part(s)), part, weight)
+            parts.append(part)
+        return torch.cat(parts)
+
+    return guided
+
+
+# ---- the plan of a long video (section 3.4; keyface.md section 9) -------------------------------------------------
+
+
+@dataclass
+class Plan:
+    """Which video frame is made where, for N frames. Windows and segments lie on a fixed grid from frame 0."""
+
+    total: int  # N
+    spacing: int = 13
+    frames: int = 14
+    dummy_first: bool = False
+
+    @property
+    def keyframes(self) -> int:
+        """Keyframes 0, 13, 26, ... up to the first index >= N - 1."""
+        return -(-(self.total - 1) // self.spacing) + 1
+
+    @property
+    def per_window(self) -> int:
+        """Usable keyframes of a window."""
+        return self.frames - self.dummy_first
+
+    @property
+    def groups(self) -> int:
+        """Groups of segments: those of one window, the last of them to the first keyframe of the next."""
+        return max(1, -(-(self.keyframes - 1) // self.per_window))
+
+    def window(self, index: int) -> list[int]:
+        """Video frames of the T elements of keyframe window `index`; a dummy element sounds like frame 0."""
+        first = index * self.per_window
+        return [0] * self.dummy_first + [(first + i) * self.spacing for i in range(self.per_window)]
+
+    def segments(self, group: int) -> list[tuple[int, int]]:
+        """First and last video frame of each segment of a group."""
+        stop = min((group + 1) * self.per_window, self.keyframes - 1)
+        return [(k * self.spacing, (k + 1) * self.spacing) for k in range(group * self.per_window, stop)]
+
+    @property
+    def padded(self) -> int:
+        """Frames of sound and emotion that the plan looks at; past the end the sound is silence."""
+        return self.window(-(-self.keyframes // self.per_window) - 1)[-1] + 1
+
+
+# ---- the generator ------------------------------------------------------------------------------------------------
+
+
+def seeded_noise(seed: int, stage: int, index: int, shape: tuple[int, ...]) -> Tensor:
+    """Unit normal noise that depends on (seed, stage, index) alone, the same on every device."""
+    state = np.random.SeedSequence((seed, stage, index)).generate_state(1, np.uint64)[0]
+    return torch.randn(shape, generator=torch.Generator().manual_seed(int(state >> np.uint64(1))))
+
+
+class KeyFace:
+    """Both stages, autoencoder and hearing, ready to animate.
+
+        model = KeyFace.load("weights/tiny")
+        for frame in model.animate("face.png", "talk.wav", "0:neutral 2.5:happy"):
+            ...  # uint8 (H, W, 3), 25 a second
+    """
+
+    def __init__(self, config: Config, device: str = "cpu"):
+        self.config = config
+        self.device = torch.device(device)
+        self.keyframe = Stage(config.keyframe)
+        self.interp = Stage(config.interp)
+        self.interp_bad: Stage | None = Stage(config.interp)
+        self.vae = VAE(config.vae)
+        self.audio = AudioEncoder(config.audio)
+
+    @property
+    def size(self) -> int:
+        """Side of the generated image in pixels."""
+        return self.config.size
+
+    @staticmethod
+    def load(folder: str | Path, device: str = "cpu") -> "KeyFace":
+        """Reads a weights folder: config.json and one safetensors file a part; interp_bad may be absent.
+        Raises InputError for a missing, damaged or mismatched file."""
+        model = KeyFace(load_config(Config, folder), device)
+        if not (Path(folder) / "interp_bad.safetensors").exists():
+            model.interp_bad = None
+        for name, module in model.parts().items():
+            load_part(Path(folder) / f"{name}.safetensors", module)
+            module.to(model.device).eval().requires_grad_(False)
+        return model
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules of a weights folder, by file name."""
+        parts = {"keyframe": self.keyframe, "interp": self.interp, "interp_bad": self.interp_bad, "vae": self.vae,
+                 "wavlm": self.audio.speech, "beats": self.audio.events}
+        return {name: module for name, module in parts.items() if module is not None}
+
+    @torch.no_grad()
+    def animate(self, image: str | Path | np.ndarray, audio: str | Path | np.ndarray, emotion: str | Path = "neutral", *,
+                steps: int | None = None, id_guidance: float | None = None, audio_guidance: float | None = None,
+                autoguidance: float | None = None, seed: int = 0,
+                progress: Callable[[str, int, int], None] | None = None) -> Iterator[np.ndarray]:
+        """Yields ceil(25 x seconds) frames, uint8 (H, W, 3), as soon as their group is done, in constant memory.
+
+        image: a path, or uint8 (H, W, 3) of the model's size; audio: a path, or float (L,) at 16 kHz in [-1, 1];
+        emotion as in `emotion_curve`; guidance weights and steps default to the config's. progress(stage, done, total)
+        is called after every network step. Raises InputError for what cannot be used.
+        """
+        c = self.config
+        steps = c.steps if steps is None else steps
+        id_guidance = c.id_guidance if id_guidance is None else id_guidance
+        audio_guidance = c.audio_guidance if audio_guidance is None else audio_guidance
+        autoguidance = c.autoguidance if autoguidance is None else autoguidance
+        if not isinstance(image, np.ndarray):
+            image = read_image(image, c.size)
+        if not isinstance(audio, np.ndarray):
+            audio = read_audio(audio)
+
+        plan = Plan(math.ceil(len(audio) / SAMPLES_PER_FRAME), c.keyframe.spacing, c.keyframe.frames, c.dummy_first)
+        curve = torch.from_numpy(emotion_curve(emotion, plan.padded)).to(self.device)  # (frames, 2)
+        wave = torch.from_numpy(np.pad(audio, (0, plan.padded * SAMPLES_PER_FRAME - len(audio)))).to(self.device)
+        pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
+        identity = self.vae.to_latents(pixels)  # (1, C, h, w)
+        report = progress or (lambda *_: None)
+
+        def keyframes(window: int) -> Tensor:
+            """Usable latents of one window, (14 or 13, C, h, w)."""
+            frames = plan.window(window)
+            sound = self.audio.encode(wave, min(frames), max(frames) + 1)[[f - min(frames) for f in frames]]
+            known = self.keyframe.conditions(identity, sound[None], curve[frames, 0][None], curve[frames, 1][None])
+            noise = seeded_noise(seed, 0, window, (1, c.keyframe.frames, *identity.shape[1:])).to(self.device)
+            sigmas = schedule(steps, c.keyframe.sigma_max)
+            guided = guided_keyframes(self.keyframe.denoise, known, id_guidance, audio_guidance)
+            for i, x in enumerate(sample(guided, noise, sigmas)):
+                report("keyframes", window * (len(sigmas) - 1) + i + 1, windows * (len(sigmas) - 1))
+            return x[0, plan.dummy_first:]
+
+        def between(group: int, keys: Tensor) -> Tensor:
+            """Latents of all frames of a group, (frames, C, h, w), its first and last keyframe included."""
+            segments = plan.segments(group)
+            first, last = segments[0][0], segments[-1][1]
+            sound = self.audio.encode(wave, first, last + 1)
+            ends = torch.stack([keys[:-1], keys[1:]], dim=1)  # (segments, 2, C, h, w)
+            tokens = torch.stack([sound[a - first:b - first + 1] for a, b in segments])
+            known = self.interp.conditions(ends, tokens)
+            bad_known = self.interp_bad and self.interp_bad.conditions(ends, tokens)
+            noise = torch.stack([seeded_noise(seed, 1, a // plan.spacing, (c.interp.frames, *identity.shape[1:]))
+                                 for a, _ in segments]).to(self.device)
+            noise[:-1, -1] = noise[1:, 0]  # both copies of a shared frame start alike
+            sigmas = schedule(steps, c.interp.sigma_max)
+            steps_done = sum(len(plan.segments(g)) for g in range(group)) * (len(sigmas) - 1)
+            after_step = share_ends if c.average_shared else None
+            bad = self.interp_bad and self.interp_bad.denoise
+            guided = guided_segments(self.interp.denoise, known, autoguidance, bad, bad_known)
+            for i, x in enumerate(sample(guided, noise, sigmas, after_step)):
+                report("frames", steps_done + len(segments) * (i + 1), (plan.keyframes - 1) * (len(sigmas) - 1))
+            return merge(x)
+
+        windows = -(-plan.keyframes // plan.per_window)
+        current = keyframes(0)
+        for group in range(plan.groups):
+            following = keyframes(group + 1) if group + 1 < windows else None
+            if plan.keyframes == 1:
+                latents = current[:1]
+            else:
+                keys = current if following is None else torch.cat([current, following[:1]])
+                latents = between(group, keys[:len(plan.segments(group)) + 1])
+                if group > 0:
+                    latents = latents[1:]  # the group before has written its first frame
+            start = group * plan.per_window * plan.spacing + (group > 0)
+            for part in latents[:plan.total - start].split(16):
+                images = self.vae.to_images(part).clamp(-1, 1)
+                yield from ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            current = following

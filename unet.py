@@ -1,0 +1,356 @@
+"""The network: Stable Video Diffusion's spatio-temporal UNet (paper section 3.1; SVD, arXiv 2311.15127).
+
+In: noisy latents with their condition channels (B*T, C_in, h, w), one c_noise, one emotion vector and one audio
+token a frame. Out: F of the preconditioned denoiser, (B*T, 4, h, w). Every place of the network does its spatial
+part on each frame alone, then its temporal part along the frames of a clip, and blends the two by a learned scalar.
+
+Parameter names are those of the released checkpoint (after `model.diffusion_model.`).
+Alphabet: B clips, T frames a clip, C channels, h x w latent pixels, D context width, E embedding width. Tensors are
+kept channels-last, so that pixels, frames and attention tokens are views of the same memory.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class UNetConfig:
+    """Sizes of the network; the defaults are the released keyframe model's (1.5 billion parameters)."""
+
+    in_channels: int = 8  # keyframes: noisy 4 + identity 4; interpolation: noisy 4 + sequence 4 + mask 1
+    out_channels: int = 4
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = (4, 2, 1)  # downsampling factors that have transformers
+    num_head_channels: int = 64
+    context_dim: int = 1024  # width of an audio token
+    emotion_dim: int = 512  # width of the emotion vector; 0 in the interpolation stage
+    num_groups: int = 32  # of GroupNorm
+
+    @staticmethod
+    def full(**overrides) -> "UNetConfig":
+        return UNetConfig(**overrides)
+
+    @staticmethod
+    def tiny(**overrides) -> "UNetConfig":
+        """For 16 x 16 latents. Groups of several channels: with one channel a group GroupNorm would
+        erase what the embedding adds. Attention at 4 x 4 only, where a CPU can afford it."""
+        sizes = UNetConfig(model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1,
+                           attention_resolutions=(4,), num_head_channels=32, context_dim=96,
+                           emotion_dim=64, num_groups=8)
+        return replace(sizes, **overrides)
+
+
+def sinusoid(values: Tensor, width: int) -> Tensor:
+    """Sinusoidal features of any real numbers: (...) -> (..., width), cosines first, base 10000."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=values.device) / half)
+    angles = values[..., None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def to_time(x: Tensor, frames: int) -> Tensor:
+    """(B*T, C, h, w) -> (B, C, T, h*w), a view where x is channels-last."""
+    n, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c).permute(0, 3, 1, 2)
+
+
+def to_space(x: Tensor, h: int, w: int) -> Tensor:
+    """(B, C, T, h*w) -> (B*T, C, h, w), the inverse of `to_time`."""
+    b, c, t, _ = x.shape
+    return x.permute(0, 2, 3, 1).reshape(b * t, h, w, c).permute(0, 3, 1, 2)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Computed on contiguous memory: torch's channels-last kernel for CPUs takes the variance as a difference of
+    large sums, which costs a decimal digit where a group has thousands of values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
+class TimeConv(nn.Conv3d):
+    """Convolution over time alone. Weights have SVD's 3-d shape (O, I, 3, 1, 1); computed as a 2-d one."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__(channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, T, h*w)
+        return F.conv2d(x, self.weight[..., 0], self.bias, padding=(1, 0))
+
+
+class Mixer(nn.Module):
+    """Learned blend of spatial and temporal: s * spatial + (1 - s) * temporal, s = sigmoid(mix_factor)."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix_factor = nn.Parameter(torch.tensor([0.5]))
+
+    def forward(self, spatial: Tensor, temporal: Tensor) -> Tensor:
+        return torch.lerp(temporal, spatial, self.mix_factor.sigmoid())
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, conv, + embedding, norm, SiLU, conv, + input; over pixels, or over time with `TimeConv`."""
+
+    def __init__(self, channels: int, out_channels: int, emb_dim: int, groups: int, temporal: bool = False):
+        super().__init__()
+
+        def conv(i: int, o: int) -> nn.Module:
+            return TimeConv(i, o) if temporal else nn.Conv2d(i, o, 3, padding=1)
+
+        self.temporal = temporal
+        self.in_layers = nn.Sequential(GroupNorm(groups, channels), nn.SiLU(), conv(channels, out_channels))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
+        self.out_layers = nn.Sequential(GroupNorm(groups, out_channels), nn.SiLU(), nn.Identity(),
+                                        conv(out_channels, out_channels))
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B*T, C, h, w), or (B, C, T, h*w) if temporal; emb (B*T, E), one vector a frame."""
+        e = self.emb_layers(emb)[:, :, None, None]  # (B*T, C', 1, 1)
+        if self.temporal:
+            e = to_time(e, x.shape[2])  # (B, C', T, 1)
+        return self.skip_connection(x) + self.out_layers(self.in_layers(x) + e)
+
+
+class SpatioTemporalResBlock(ResBlock):
+    """A spatial residual block, then a temporal one on its result, blended."""
+
+    def __init__(self, channels: int, out_channels: int, emb_dim: int, groups: int):
+        super().__init__(channels, out_channels, emb_dim, groups)
+        self.time_stack = ResBlock(out_channels, out_channels, emb_dim, groups, temporal=True)
+        self.time_mixer = Mixer()
+
+    def forward(self, x: Tensor, emb: Tensor, frames: int | None) -> Tensor:
+        x = super().forward(x, emb)  # (B*T, C', h, w)
+        if frames is None:
+            return x
+        temporal = self.time_stack(to_time(x, frames), emb)  # (B, C', T, h*w)
+        return self.time_mixer(x, to_space(temporal, *x.shape[2:]))
+
+
+class Attention(nn.Module):
+    """Softmax attention of x (N, L, C) to itself or to a context (N, K, D)."""
+
+    def __init__(self, dim: int, head_dim: int, context_dim: int | None = None):
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim or dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim or dim, dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (N, heads, L, head_dim)
+                   for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GEGLU(nn.Module):
+    """Linear to twice the width; one half gated by the GELU of the other."""
+
+    def __init__(self, dim: int, out_dim: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the sound and feed-forward; the temporal one has a feed-forward in front."""
+
+    def __init__(self, dim: int, context_dim: int, head_dim: int, temporal: bool = False):
+        super().__init__()
+        if temporal:
+            self.norm_in = nn.LayerNorm(dim)
+            self.ff_in = FeedForward(dim)
+        self.temporal = temporal
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, head_dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, head_dim, context_dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B*n, L, C): n sequences a clip, all of which see the same tokens of the clip, context (B, T, D)."""
+        if self.temporal:
+            x = x + self.ff_in(self.norm_in(x))
+        x = x + self.attn1(self.norm1(x))
+        # Every pixel of every frame sees the same tokens: one long sequence of queries a clip, so that keys
+        # and values are computed once and not once a pixel.
+        queries = self.norm2(x).reshape(len(context), -1, x.shape[-1])  # (B, n*L, C)
+        x = x + self.attn2(queries, context).view_as(x)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatioTemporalTransformer(nn.Module):
+    """A transformer over the pixels of each frame, then one over the frames at each pixel, blended."""
+
+    def __init__(self, dim: int, context_dim: int, head_dim: int, groups: int):
+        super().__init__()
+        self.norm = GroupNorm(groups, dim, eps=1e-6)
+        self.proj_in = nn.Linear(dim, dim)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(dim, context_dim, head_dim)])
+        self.time_pos_embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
+        self.time_stack = nn.ModuleList([TransformerBlock(dim, context_dim, head_dim, temporal=True)])
+        self.time_mixer = Mixer()
+        self.proj_out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor, frames: int | None) -> Tensor:
+        n, c, h, w = x.shape
+        a = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # (B*T, h*w, C)
+        a = self.transformer_blocks[0](a, context)
+        if frames is not None:
+            numbers = torch.arange(frames, device=x.device)
+            position = self.time_pos_embed(sinusoid(numbers, c).to(x.dtype))  # (T, C)
+            b = a.view(-1, frames, h * w, c) + position[:, None]  # (B, T, h*w, C)
+            b = self.time_stack[0](b.transpose(1, 2).reshape(-1, frames, c), context)  # (B*h*w, T, C)
+            b = b.view(-1, h * w, frames, c).transpose(1, 2).reshape(n, h * w, c)
+            a = self.time_mixer(a, b)
+        return x + self.proj_out(a).transpose(1, 2).view(n, c, h, w)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Block(nn.ModuleList):
+    """Layers at one place of the network, each given what it takes."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor, frames: int | None) -> Tensor:
+        for layer in self:
+            if isinstance(layer, SpatioTemporalResBlock):
+                x = layer(x, emb, frames)
+            elif isinstance(layer, SpatioTemporalTransformer):
+                x = layer(x, context, frames)
+            else:
+                x = layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """The spatio-temporal UNet; see the module's docstring."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        c, m, groups = config, config.model_channels, config.num_groups
+        emb_dim = 4 * m
+
+        def mlp(width: int) -> nn.Sequential:
+            return nn.Sequential(nn.Linear(width, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
+
+        def res(i: int, o: int) -> nn.Module:
+            return SpatioTemporalResBlock(i, o, emb_dim, groups)
+
+        def attention(dim: int) -> nn.Module:
+            return SpatioTemporalTransformer(dim, c.context_dim, c.num_head_channels, groups)
+
+        self.time_embed = mlp(m)
+        self.label_emb = nn.Sequential(mlp(c.emotion_dim + c.context_dim))
+
+        self.input_blocks = nn.ModuleList([Block([nn.Conv2d(c.in_channels, m, 3, padding=1)])])
+        channels, scale, stored = m, 1, [m]
+        for level, mult in enumerate(c.channel_mult):
+            for _ in range(c.num_res_blocks):
+                layers = [res(channels, mult * m)]
+                channels = mult * m
+                if scale in c.attention_resolutions:
+                    layers.append(attention(channels))
+                self.input_blocks.append(Block(layers))
+                stored.append(channels)
+            if level < len(c.channel_mult) - 1:
+                self.input_blocks.append(Block([Downsample(channels)]))
+                stored.append(channels)
+                scale *= 2
+
+        self.middle_block = Block([res(channels, channels), attention(channels), res(channels, channels)])
+
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(c.channel_mult))):
+            for i in range(c.num_res_blocks + 1):
+                layers = [res(channels + stored.pop(), mult * m)]
+                channels = mult * m
+                if scale in c.attention_resolutions:
+                    layers.append(attention(channels))
+                if level > 0 and i == c.num_res_blocks:
+                    layers.append(Upsample(channels))
+                    scale //= 2
+                self.output_blocks.append(Block(layers))
+
+        self.out = nn.Sequential(GroupNorm(groups, m), nn.SiLU(), nn.Conv2d(m, c.out_channels, 3, padding=1))
+        self.zero_init()
+
+    def zero_init(self) -> None:
+        """Residual branches start at zero, as in SVD; so do all temporal parts, so that a network trained on
+        single images computes the same at first when time is added to it."""
+        last = [self.out[2]]
+        for module in self.modules():
+            if isinstance(module, ResBlock):
+                last.append(module.out_layers[3])
+            elif isinstance(module, TransformerBlock) and module.temporal:
+                last += [module.ff_in.net[2], module.attn1.to_out[0], module.attn2.to_out[0], module.ff.net[2]]
+            elif isinstance(module, SpatioTemporalTransformer):
+                last += [module.time_pos_embed[2], module.proj_out]
+        for layer in last:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, c_noise: Tensor, context: Tensor, emotion: Tensor | None,
+                frames: int | None) -> Tensor:
+        """F of the denoiser.
+
+        x (B*T, C_in, h, w), row b*T + t; c_noise (B*T,); context (B, T, D), one audio token a frame, all of which
+        every frame of the clip attends to; emotion (B*T, emotion_dim) or None. frames = T; None runs the spatial
+        half alone, where each of the N images is a clip of its own: context (N, 1, D).
+        Returns (B*T, out_channels, h, w).
+        """
+        # The tokens carry no position in attention: a frame learns which sound is its own from its embedding alone.
+        own = context.flatten(0, 1)  # (B*T, D)
+        label = own if emotion is None else torch.cat([emotion, own], dim=1)
+        features = sinusoid(c_noise, self.config.model_channels).to(x.dtype)
+        emb = self.time_embed(features) + self.label_emb(label)  # (B*T, E)
+
+        h = x.contiguous(memory_format=torch.channels_last)
+        stored = []
+        for block in self.input_blocks:
+            h = block(h, emb, context, frames)
+            stored.append(h)
+        h = self.middle_block(h, emb, context, frames)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, stored.pop()], dim=1), emb, context, frames)
+        return self.out(h)
