@@ -1,0 +1,144 @@
+"""Trains the tiny autoencoder on drawn faces: `python -m toy.train_vae`, 20 minutes on one core.
+
+Every batch is drawn anew: other people, in states that are independent of each other, so that the latents hold a shut
+eye or a rounded mouth whatever the rest of the face does. Writes `vae.safetensors` (fp16; in its header the config with
+the latents' mean and standard deviation) and beside it `vae.state` for --resume.
+"""
+
+import argparse
+import math
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from checkpoint import load_state, save_part, save_state
+from toy.faces import STATE, draw, random_identity
+from vae import VAE, VAEConfig
+
+LR, WARM_UP, BATCH, KL = 2e-3, 200, 16, 2e-4
+HELD_OUT = 10_000_000         # seeds from here on are people who never occur in training
+
+
+def random_states(rng: np.random.Generator, n: int) -> np.ndarray:
+    """States (n, S) float32, each part at its extremes as often as at rest, independent of the rest."""
+    def some(share: float, values: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
+        return np.where(rng.random(n) < share, values, otherwise)
+
+    bite = some(.12, rng.uniform(.4, 1, n))
+    s = {"jaw": some(.75, rng.beta(1, 1.5, n)) * (1 - .8 * bite), "bite": bite,
+         "width": rng.normal(.5, .25, n).clip(0, 1), "rounding": some(.4, rng.uniform(0, 1, n)),
+         "tongue": some(.25, rng.uniform(0, 1, n)), "smile": rng.uniform(-1, 1, n),
+         "brow_height": rng.uniform(-1, 1, n), "brow_slope": rng.uniform(-1, 1, n),
+         "eye_open": np.where(rng.random(n) < .2, rng.uniform(0, .4, n), rng.normal(.7, .25, n).clip(0, 1.2)),
+         "cheek": some(.4, rng.uniform(0, 1, n))}
+    for name in ("gaze_x", "gaze_y", "head_x", "head_y", "tilt"):
+        s[name] = rng.normal(0, .45, n).clip(-1, 1)
+    return np.stack([s[name] for name in STATE], 1).astype(np.float32)
+
+
+def random_faces(rng: np.random.Generator, n: int, size: int) -> Tensor:
+    """n pictures (n, 3, size, size), each of another person."""
+    people = np.stack([random_identity(rng) for _ in range(n)])
+    return draw(torch.from_numpy(people), torch.from_numpy(random_states(rng, n)), size)
+
+
+def mouth(images: Tensor) -> Tensor:
+    """A view of the mouth's region, with room for every position of the head."""
+    h = images.shape[-1]
+    return images[..., round(.56 * h):round(.94 * h), round(.25 * h):round(.75 * h)]
+
+
+def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
+    """L1 + 2 L2, three times as much at the mouth, + 0.5 L1 of the differences between neighbours."""
+    weight = torch.ones(x.shape[-2:])
+    mouth(weight).fill_(3.0)
+    error = x - y
+    loss = ((error.abs() + 2 * error.square()) * weight).mean() / weight.mean()
+    return loss + .5 * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    return 10 * math.log10(4 / F.mse_loss(x, y).item())
+
+
+@torch.no_grad()
+def evaluate(vae: VAE, images: Tensor) -> tuple[float, float]:
+    """PSNR in dB of whole pictures and of their mouths."""
+    decoded = vae.to_images(vae.to_latents(images))
+    return psnr(decoded, images), psnr(mouth(decoded), mouth(images))
+
+
+@torch.no_grad()
+def normalised(vae: VAE, images: Tensor) -> VAEConfig:
+    """The config with each latent channel's mean and standard deviation over `images`."""
+    z = vae.encode(images).mean
+    return replace(vae.config, latent_mean=tuple(z.mean((0, 2, 3)).tolist()),
+                   latent_std=tuple(z.std((0, 2, 3)).tolist()))
+
+
+def train(out: Path, minutes: float, size: int, resume: bool) -> None:
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig.tiny())
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=LR, weight_decay=1e-4)
+    step, before = 0, 0.0                                 # steps done, seconds trained in earlier runs
+    if resume:
+        state = load_state(out / "vae.state")
+        vae.load_state_dict(state["vae"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, before = state["step"], state["seconds"]
+    held_out = random_faces(np.random.default_rng(HELD_OUT), 128, size)
+    measured = random_faces(np.random.default_rng(HELD_OUT - 1), 256, size)
+    out.mkdir(parents=True, exist_ok=True)
+    start = reported = saved = time.monotonic()
+    steps_then, seconds, running = step, before, 0.0
+    while seconds < 60 * minutes:
+        progress = seconds / (60 * minutes)               # the schedule follows the clock
+        for group in optimizer.param_groups:
+            group["lr"] = LR * min(1, (step + 1) / WARM_UP) * (.01 + .99 * math.cos(progress * math.pi / 2) ** 2)
+        x = random_faces(np.random.default_rng(step), BATCH, size)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(x)
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            y = vae.decode(mean + torch.exp(.5 * logvar) * torch.randn_like(mean)).float()
+        kl = .5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        loss = reconstruction_loss(y, x) + KL * kl
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        running += (loss.item() - running) * max(.01, 1 / (step - steps_then))
+        now = time.monotonic()
+        seconds = before + now - start
+        done = seconds >= 60 * minutes
+        if now - reported > 30 or done:
+            whole, at_mouth = evaluate(vae, held_out)
+            print(f"{seconds / 60:5.1f} min  step {step}  loss {running:.4f}  {whole:.2f} dB  mouth {at_mouth:.2f} dB"
+                  f"  {(step - steps_then) / (now - start):.2f} steps/s", flush=True)
+            reported = now
+        if now - saved > 120 or done:
+            config = normalised(vae, measured)
+            save_state(out / "vae.state", {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(),
+                                           "step": step, "seconds": seconds})
+            save_part(out / "vae.safetensors", vae.state_dict(), config=asdict(config), step=step)
+            saved = now
+    print(f"latents: mean {[round(m, 2) for m in config.latent_mean]}, std {[round(s, 2) for s in config.latent_std]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=20, help="training time in all")
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
+    parser.add_argument("--size", type=int, default=64, help="side of the pictures")
+    parser.add_argument("--resume", action="store_true", help="continue what --out holds")
+    args = parser.parse_args()
+    train(args.out, args.minutes, args.size, args.resume)
+
+
+if __name__ == "__main__":
+    main()
