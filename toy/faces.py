@@ -1,0 +1,330 @@
+"""The faces of the toy world: drawn heads whose every movement is a known number.
+
+A face is an *identity* (D uniform numbers, constant in a clip: colours, proportions, hair cut,
+glasses, ...) and a *state* (15 numbers a frame: jaw, lips, brows, eyes, head). `draw` turns
+(N, D) and (N, 15) into pictures (N, 3, size, size) in [-1, 1].
+
+Each part is a signed distance function: negative inside a shape, positive outside, about the
+distance to its edge. Divided by a pixel's width it tells how much of the pixel is covered, so edges
+are smooth at any size. Parts are painted back to front. Coordinates: the picture spans about -.9
+to .9, x to the right, y down. Nothing is much thinner than a pixel of a 64 x 64 picture.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STATE = ("jaw", "width", "rounding", "smile", "bite", "tongue", "brow_height", "brow_slope",
+         "eye_open", "cheek", "gaze_x", "gaze_y", "head_x", "head_y", "tilt")
+REST = np.array([0, .5, 0, 0, 0, 0, 0, 0, .7, 0, 0, 0, 0, 0, 0], np.float32)
+
+TRAITS = ("skin", "undertone", "hair", "hair_shade", "cut", "volume", "fringe", "face_width",
+          "face_height", "jaw_width", "eye_distance", "eye_size", "eye_colour", "brow_thickness",
+          "lip_colour", "lip_fullness", "nose", "hue", "background", "clothes", "clothes_shade",
+          "collar", "glasses", "frame", "beard", "freckles", "earrings", "mirror")
+IDENTITY_SIZE = len(TRAITS)
+
+ZOOM = 1.1            # how much closer the view is than the coordinates -1..1
+
+# Colours as RGB in 0..1
+SKIN = [(.99, .87, .79), (.96, .79, .66), (.88, .67, .50), (.73, .51, .35), (.55, .36, .24),
+        (.37, .23, .16)]
+HAIR = [(.10, .09, .10), (.20, .12, .08), (.33, .19, .10), (.48, .29, .14), (.66, .45, .22),
+        (.91, .76, .42), (.72, .30, .10), (.62, .61, .62), (.90, .89, .86), (.92, .45, .62),
+        (.20, .55, .62), (.48, .32, .70)]
+IRIS = [(.30, .17, .08), (.45, .28, .10), (.25, .48, .24), (.18, .45, .72), (.36, .50, .58)]
+LIPS = [(.78, .22, .24), (.80, .30, .30), (.66, .12, .28), (.85, .28, .40), (.62, .20, .16)]
+CLOTHES = [(.85, .25, .22), (.16, .28, .52), (.95, .75, .25), (.20, .52, .42), (.93, .92, .90),
+           (.20, .20, .24), (.58, .36, .62), (.93, .52, .28), (.35, .60, .80)]
+FRAMES = [(.10, .10, .12), (.50, .12, .16), (.12, .22, .46), (.10, .28, .20)]
+EARRINGS = [(.96, .80, .30), (.93, .93, .95), (.85, .25, .35), (.20, .65, .65)]
+LUMA = torch.tensor([.30, .59, .11])
+
+# Hair cuts: opacity, volume at the sides and on top, hairline height and how much it runs down to
+# one side (sweep), from a middle parting (part) and at the temples (temple); half-width and lower
+# end of the hair behind the head; curl; a bun's x, y and radius, and whether it has a twin.
+CUTS = torch.tensor([
+    #  opac  side  top  line  sweep part temple  back  end  curl  bunx  buny  bunr twin
+    [0.00, .00, .00, -.60, .00, .00, .60, .00, -.3, .00, 0.00, 0.00, .00, 0],   # bald
+    [0.60, .01, .02, -.54, .00, .00, .90, .00, -.3, .00, 0.00, 0.00, .00, 0],   # buzz
+    [1.00, .05, .10, -.54, .10, .00, .80, .00, -.3, .00, 0.00, 0.00, .00, 0],   # short
+    [1.00, .06, .12, -.52, .45, .00, .50, .00, 0.1, .00, 0.00, 0.00, .00, 0],   # swept fringe
+    [1.00, .10, .13, -.50, .00, .00, .15, .80, 0.50, .00, 0.00, 0.00, .00, 0],  # bob with a fringe
+    [1.00, .09, .12, -.70, .00, .75, .25, .78, 1.40, .00, 0.00, 0.00, .00, 0],  # long, parted
+    [1.00, .10, .13, -.52, .55, .00, .45, .84, 1.40, .05, 0.00, 0.00, .00, 0],  # long, wavy, swept
+    [1.00, .20, .22, -.52, .00, .00, .50, .92, 0.25, .05, 0.00, 0.00, .00, 0],  # afro
+    [1.00, .08, .16, -.50, .15, .00, .70, .00, -.1, .05, 0.00, 0.00, .00, 0],   # short curls
+    [1.00, .03, .04, -.58, .00, .10, .60, .00, -.3, .00, 0.00, -.72, .27, 0],   # bun on top
+    [1.00, .04, .07, -.52, .40, .00, .50, .00, -.3, .00, 0.66, 0.14, .21, 0],   # side tail
+    [1.00, .05, .07, -.66, .00, .55, .30, .00, -.3, .00, 0.62, -.68, .25, 1],   # two buns
+    [1.00, .07, .10, -.60, .00, .30, .40, .76, 0.62, .04, 0.00, 0.00, .00, 0],  # wavy to the chin
+])
+
+
+def random_identity(rng: np.random.Generator) -> np.ndarray:
+    """A new face (D,) float32, uniform in [0, 1]."""
+    return rng.random(IDENTITY_SIZE, dtype=np.float32)
+
+
+# Shapes: signed distances; x, y (N, H, W), everything else broadcasts to it.
+
+def ellipse(x: Tensor, y: Tensor, rx, ry) -> Tensor:
+    u, v = (x / rx).square() + 1e-8, (y / ry).square() + 1e-8
+    k = (u + v).sqrt()
+    return k * (k - 1) / (u / rx ** 2 + v / ry ** 2).sqrt()
+
+
+def egg(x: Tensor, y: Tensor, rx, up, down) -> Tensor:
+    """Ellipse with another height above its middle than below."""
+    return ellipse(x, y, rx, torch.where(y < 0, up, down))
+
+
+def bar(x: Tensor, y: Tensor, length, radius) -> Tensor:
+    """Horizontal bar with round ends, half-length `length` + `radius`."""
+    return torch.hypot((x.abs() - length).clamp_(min=0), y) - radius
+
+
+def box(x: Tensor, y: Tensor, rx, ry, corner) -> Tensor:
+    dx, dy = x.abs() - (rx - corner), y.abs() - (ry - corner)
+    outside = torch.hypot(dx.clamp(min=0), dy.clamp(min=0))
+    return outside + torch.maximum(dx, dy).clamp_(max=0) - corner
+
+
+def join(a: Tensor, b: Tensor, k: float) -> Tensor:
+    """Smooth union: the crease between two shapes is filled over a distance k."""
+    h = (k - (a - b).abs()).clamp_(min=0)
+    return torch.minimum(a, b) - h * h / (4 * k)
+
+
+def both(*shapes: Tensor) -> Tensor:
+    """Intersection."""
+    out = shapes[0]
+    for shape in shapes[1:]:
+        out = torch.maximum(out, shape)
+    return out
+
+
+class Canvas:
+    """A picture (N, 3, H, W) in 0..1 and the coordinates of its pixels (1, H, W)."""
+
+    def __init__(self, n: int, size: int):
+        line = ((torch.arange(size) + .5) * 2 / size - 1) / ZOOM
+        self.x = line[None, None].expand(1, size, size)
+        self.y = line[None, :, None].expand(1, size, size) + .04
+        self.pixel = 2 / size / ZOOM
+        self.image = torch.empty(n, 3, size, size)
+
+    def paint(self, colour: Tensor, shape: Tensor, alpha=1., soft: float = 0.) -> None:
+        """Paint colour (N, 3) on the inside of shape; `soft` widens the edge (in picture units)."""
+        cover = (.5 - shape / (1.5 * self.pixel + soft)).clamp_(0, 1) * alpha
+        colour, cover = colour[..., None, None], cover[:, None]
+        self.image.lerp_(colour.expand_as(self.image), cover.expand_as(self.image))
+
+
+def pick(palette: list | Tensor, u: Tensor) -> Tensor:
+    """One of the colours (or other rows) (N, 3), by u (N,) in [0, 1]."""
+    return torch.as_tensor(palette)[(u * len(palette)).long().clamp(max=len(palette) - 1)]
+
+
+def ramp(palette: list, u: Tensor) -> Tensor:
+    """A colour (N, 3) between neighbours of the list."""
+    at = u * (len(palette) - 1)
+    low = at.long().clamp(max=len(palette) - 2)
+    table = torch.tensor(palette)
+    return torch.lerp(table[low], table[low + 1], (at - low)[:, None])
+
+
+def mix(a: Tensor, b, share) -> Tensor:
+    return torch.lerp(a, torch.as_tensor(b).expand_as(a), torch.as_tensor(share).expand_as(a))
+
+
+def contrast(colour: Tensor, other: Tensor) -> Tensor:
+    """The colour (N, 3), made darker or lighter where it would vanish in the other."""
+    gap = (colour - other) @ LUMA
+    close = (1 - gap.abs() / .25).clamp(min=0)
+    return colour * torch.where(gap < .06, 1 - .65 * close, 1 + .4 * close)[:, None]
+
+
+def draw(identity: Tensor, state: Tensor, size: int) -> Tensor:
+    """Pictures (N, 3, size, size) in [-1, 1] of identity (N, D) or (D,) in the states (N, S).
+
+    jaw 0 closed .. 1 wide; width 0 narrow, .5 rest, 1 spread; rounding 0 .. 1 pursed; smile -1
+    corners down .. 1 up; bite 0 .. 1 lower lip at the upper teeth; tongue 0 .. 1 tip visible;
+    brow_height -1 .. 1; brow_slope -1 angry (inner ends down) .. 1 sad (inner ends up); eye_open
+    0 shut, .7 rest, 1.2 wide; cheek 0 .. 1 raised; gaze and head -1 .. 1 (x: 1 is right, y: 1 is
+    down in the picture; 1 moves the head by .06); tilt -1 .. 1 (clockwise, 6 degrees).
+    """
+    identity = identity.expand(len(state), -1)
+    chunk = max(1, 32 * 64 * 64 // size ** 2)             # small enough to stay in the cache
+    return torch.cat([_draw(i, s, size) for i, s in zip(identity.split(chunk), state.split(chunk))])
+
+
+def _draw(identity: Tensor, state: Tensor, size: int) -> Tensor:
+    canvas = Canvas(len(state), size)
+    paint = canvas.paint
+    flat = dict(zip(TRAITS, identity.float().unbind(1)))            # each (N,), for colours
+    t = {name: u[:, None, None] for name, u in flat.items()}        # each (N, 1, 1), for shapes
+    s = {name: u[:, None, None] for name, u in zip(STATE, state.float().unbind(1))}
+    x, y = canvas.x, canvas.y
+
+    # Colours (N, 3)
+    undertone = (flat["undertone"] - .5)[:, None] * torch.tensor([.02, -.03, -.07])
+    skin = ramp(SKIN, flat["skin"]) + undertone
+    shade, glow = skin * torch.tensor([.84, .78, .76]), mix(skin, (1., .93, .85), .22)
+    hair = pick(HAIR, flat["hair"] ** 1.7) * (.85 + .3 * flat["hair_shade"])[:, None]
+    hair = contrast(hair, skin)
+    brow = contrast(mix(hair, shade * .35, .55), skin)
+    lip = mix(skin, pick(LIPS, flat["lip_colour"]), .78) * (1.02 - .18 * skin @ LUMA)[:, None]
+    dark = torch.tensor([[.17, .05, .06]]).expand_as(skin)
+    tongue = torch.tensor([[.86, .40, .42]]).expand_as(skin)
+    white = torch.tensor([[.98, .98, .96]]).expand_as(skin)
+    lash = mix(dark, brow, .25) * .7
+    clothes = pick(CLOTHES, flat["clothes"]) * (.8 + .25 * flat["clothes_shade"])[:, None]
+    phase = flat["hue"][:, None] + torch.tensor([0., 1 / 3, 2 / 3])
+    bright = flat["background"][:, None]
+    background = .48 + .36 * bright + (.20 - .07 * bright) * torch.cos(2 * math.pi * phase)
+
+    # The head's own coordinates: moved, and turned about the neck. Features move a little more
+    # than the skull (parallax).
+    angle = s["tilt"] * .105
+    dx, dy = x - .06 * s["head_x"], y - .06 * s["head_y"] - .7
+    hx, hy = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin() + .7
+    fx, fy = hx - .025 * s["head_x"], hy - .02 * s["head_y"]
+    side, sign = fx.abs(), fx.sign()
+
+    # Proportions
+    wide = .56 + .09 * t["face_width"]
+    crown = -.70 - .06 * t["face_height"]
+    drop = .17 * s["jaw"] - .03 * s["bite"]
+    chin = .70 + .08 * t["face_height"] + drop
+    cut = pick(CUTS, flat["cut"])[:, :, None, None]                # (N, 14, 1, 1)
+    (opacity, at_side, on_top, line, sweep, part, temple, back, end, curl, bun_x, bun_y, bun_r,
+     twin) = cut.unbind(1)
+    volume = .8 + .5 * t["volume"]
+    turn = torch.where(t["mirror"] < .5, -1., 1.)                  # the side the hair is swept to
+
+    # Background, lighter above; hair behind the head; neck; clothes
+    canvas.image.copy_(background[..., None, None] * (1.04 - .10 * y)[:, None])
+    waves = curl * torch.cos(11 * torch.atan2(hx, -hy - .1)) * .8
+    width = back * (.94 + .1 * t["volume"])
+    behind = box(hx, hy - (end - .75) / 2, width, (end + .94) / 2, .66) - waves
+    bun_side = torch.where(twin > 0, hx.abs(), hx * turn)
+    bun = ellipse(bun_side - bun_x, hy - bun_y, bun_r + .01, bun_r * volume + .01)
+    paint(hair * .80, behind, (back > 0).float())
+    paint(hair * .88, bun, (bun_r > 0).float())
+    neck = .22 + .08 * t["face_width"]
+    paint(shade * .93, box(x, y - .9, neck, .5, .05))
+    body = join(ellipse(x, y - 1.38, .98, .50), ellipse(x, y - 1.2, neck + .16, .36), .1)
+    paint(clothes, body)
+    round_neck = ellipse(x, y - .80, neck + .06, .16)
+    v_neck = .8 * x.abs() + .6 * (y - 1.04)
+    opening = torch.where(t["collar"] < .5, round_neck, v_neck)
+    opening = torch.where(t["collar"] < .8, opening, round_neck + .06)
+    paint(mix(clothes, white, .45) * .9, both(opening - .06, body), (t["collar"] > .25).float())
+    paint(shade * .93, both(opening, body - .03, box(x, y - .9, neck + .01, .5, .05)))
+
+    # Ears, head
+    ear_x, ear_y = hx.abs() - wide + .005, hy
+    paint(mix(skin, shade, .35), ellipse(ear_x, ear_y, .10, .15))
+    paint(shade * .92, ellipse(ear_x - .015, ear_y, .05, .09), soft=.03)
+    ring = torch.where(t["frame"] < .5, ellipse(ear_x - .03, ear_y - .19, .045, .045),
+                       (ellipse(ear_x - .03, ear_y - .23, .06, .075).abs() - .02))
+    paint(pick(EARRINGS, flat["freckles"]), ring, (t["earrings"] > .72).float())
+    jaw_w = wide * (.78 + .15 * t["jaw_width"])
+    skull = ellipse(hx, hy - (crown + .42) / 2, wide, (.42 - crown) / 2)
+    face = join(skull, ellipse(hx, hy - (chin - .44), jaw_w, .44), .16)
+    paint(skin, face)
+
+    # Cheeks, beard, nose
+    flush = mix(skin, (.92, .35, .35), .32)
+    blush = ellipse(side - .33, fy - .20 + .03 * s["cheek"], .15, .10)
+    paint(flush, blush, .35 + .65 * s["cheek"], soft=.10)
+    freckled = (t["freckles"] > .82).float()
+    for at_x, at_y in ((.25, .15), (.35, .11), (.33, .22)):
+        dot = ellipse(side - at_x, fy - at_y, .024, .024)
+        paint(mix(skin, shade * .8, .45), dot, freckled)
+    whiskers = contrast(mix(hair, skin, .2), lip)           # the lips stay visible in a beard
+    bearded = ((t["beard"] > .84) & (t["hair"] < .8)).float()               # at least a moustache
+    full_beard = bearded * (t["beard"] > .90)
+    cheeks = ellipse(fx, fy + .06, wide * .86, .40)
+    paint(whiskers, both(face - .01, -cheeks, -fy - .02), full_beard)
+    nose_w, nose_h = .07 + .04 * t["nose"], .055 + .015 * t["nose"]
+    paint(mix(skin, shade, .75), ellipse(fx, fy - .135, nose_w, nose_h), soft=.01)
+    paint(glow, ellipse(fx, fy - .105, nose_w - .013, nose_h), soft=.02)
+
+    # Mouth. The smile bends its coordinates, so that every shape below is upright: 0 is where the
+    # lips meet.
+    half = .235 + .15 * s["width"] - .16 * s["rounding"] + .02 * s["smile"].clamp(min=0)
+    half = half.clamp(min=.13)
+    mx, my = fx, fy - .40 + .02 * s["rounding"]
+    bend = (s["smile"] + .2) * (.55 + .45 * half / .3)
+    my = my + bend * (.16 * (mx / half).square().clamp(max=1.5) - .045)
+    slope = (.32 * bend * mx / half ** 2).clamp(-1.5, 1.5)
+    my = my / (1 + slope.square()).sqrt()                 # distance across the lips, not down
+    full = .055 + .025 * t["lip_fullness"]
+    above = .014 + .035 * s["jaw"] + .02 * s["bite"]                # the opening above that line
+    below = (.014 + .21 * s["jaw"] * (1 - .8 * s["bite"]) + .045 * s["bite"]
+             + .06 * s["tongue"] * (1 - s["jaw"]))
+    pout = .03 * s["rounding"]
+    inner = half - .045 - .6 * pout
+    bow = .018 * (1 - mx.abs() / .07).clamp(min=0)         # the dip in the middle of the upper lip
+    upper, lower = above + full + pout, below + (full * 1.2 + pout) * (1 - .65 * s["bite"])
+    paint(whiskers, bar(mx, my + upper + .035 - .25 * mx.square(), .20, .045), bearded)
+    paint(shade, ellipse(mx, my - lower - .045, half * .5, .03), .8 - .8 * full_beard, soft=.04)
+    paint(lip, egg(mx, my - bow * (my < 0), half, upper, lower))
+    gloss = ellipse(mx, my - (below + lower) / 2, half * .42, .014)
+    paint(mix(lip, white, .28), gloss, 1 - s["bite"], soft=.03)
+    hole = egg(mx, my, inner, above, below)
+    paint(dark, hole)
+    opened = ((above + below - .04) / .05).clamp(0, 1)
+    teeth = .05 + .02 * s["smile"].clamp(min=0) + .03 * s["bite"] - .015 * s["tongue"]
+    bared = opened * (1 - 1.25 * s["rounding"]).clamp(min=0)
+    paint(white, both(hole + .008, my + above - .01 - teeth), bared)
+    tip = ellipse(mx, my - below * (1.1 - .65 * s["tongue"]), inner * .66, .02 + below * .48)
+    paint(tongue, both(hole + .012, tip), opened * (s["tongue"] + s["jaw"]).clamp(max=1))
+
+    # Eyes: both at once, in coordinates about each one's middle
+    apart, eye = .25 + .05 * t["eye_distance"], .115 + .03 * t["eye_size"]
+    ex, ey = fx - sign * apart, fy + .10
+    open_ = s["eye_open"]
+    up = .012 + eye * .90 * open_
+    down = .012 + eye * .75 * open_.clamp(max=1) * (1 - .6 * s["cheek"])
+    ey = ey + .04 * (1 - open_).clamp(min=0) ** 2 * (2 * s["cheek"] - 1) * (1 - (ex / eye).square())
+    paint(mix(skin, shade, .55), egg(ex, ey + .01, eye + .03, eye * 1.05, eye * .8), soft=.02)
+    paint(lash, egg(ex, ey, eye + .022, up + .035, down))
+    ball = egg(ex, ey, eye, up, down)
+    seen = (open_ * 5).clamp(0, 1)
+    paint(white, ball, seen)
+    ix, iy = ex - .058 * s["gaze_x"], ey + .015 - .045 * s["gaze_y"]
+    iris = ramp(IRIS, flat["eye_colour"] * (1 - .5 * flat["skin"]))
+    paint(iris, both(ball, ellipse(ix, iy, .086, .086)), seen)
+    paint(dark * .5, both(ball, ellipse(ix, iy, .048, .048)), seen)
+    paint(white, both(ball, ellipse(ix - .03, iy + .03, .024, .024)), seen)
+
+    # Hair in front: a cap over the skull, above the hairline
+    curls = curl * .5 * torch.cos(13 * torch.atan2(hx, -hy - .1))
+    cap = ellipse(hx, hy - (crown + .30) / 2, wide + at_side * volume,
+                  (.30 - crown) / 2 + on_top * volume) - curls
+    u = hx / wide
+    hairline = line - .04 * t["fringe"] + .3 * turn * sweep * u + .5 * part * u.abs()
+    hairline = hairline + temple * u ** 4
+    front = both(cap, (hy - hairline) * .8, hy - .30)
+    hair_now = mix(skin, hair, opacity[..., 0])
+    paint(hair_now, front, (opacity > 0).float())
+    shine = both(front + .03, ellipse(hx - .18 * turn, hy - crown - .06, .24, .05))
+    paint(mix(hair_now, white, .16), shine, (opacity == 1).float(), soft=.05)
+
+    # Brows and glasses
+    thick = .026 + .02 * t["brow_thickness"]
+    out = side - apart                                                      # towards the temple
+    lift = fy + .345 + .075 * s["brow_height"] + s["brow_slope"] * (.03 - .42 * out)
+    lift = lift - 1.1 * out.square()                                        # arched
+    paint(brow, bar(out, lift, .13, thick * (1 - out).clamp(.6, 1.2)))
+    glasses = (t["glasses"] > .8).float()
+    lens = torch.where(t["frame"] < .5, ellipse(ex, fy + .08, .205, .195),
+                       box(ex, fy + .08, .21, .165, .07))
+    bridge = both(bar(fx, fy + .10, wide, .018), -lens)
+    paint(pick(FRAMES, flat["frame"] * 2 % 1), torch.minimum(lens.abs() - .018, bridge), glasses)
+    return canvas.image.clamp_(0, 1).mul_(2).sub_(1)
