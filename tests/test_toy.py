@@ -1,0 +1,117 @@
+"""The toy world: same seed same clip, lips that close, splits apart, mouth in step with sound."""
+
+import re
+
+import numpy as np
+import pytest
+
+from media import FPS, FRAME_SAMPLES
+from toy import faces, voices
+from toy.vocalisations import KINDS
+from toy.world import EVENTS, STATE, make_clip, portrait
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
+
+
+def test_a_clip_depends_on_its_seed_and_split_alone():
+    first = make_clip(7, seconds=4)
+    make_clip(8, seconds=4)
+    assert same(first, make_clip(7, seconds=4))
+    assert not np.array_equal(first.identity, make_clip(7, "test", seconds=4).identity)
+    assert not np.array_equal(first.wave, make_clip(8, seconds=4).wave)
+    assert first.wave.dtype == np.float32 and np.abs(first.wave).max() <= 1
+    assert (
+        len(first.state)
+        == len(first.mood)
+        == len(first.viseme)
+        == len(first.event)
+        == len(first.phoneme) // 2
+        == 100
+    )
+
+
+def test_lips_close_and_lower_lip_meets_teeth():
+    rng, counts = np.random.default_rng(0), {0: 0, 1: 0}
+    for _ in range(30):
+        speech = voices.speak(
+            voices.random_sentence(rng, "train"), voices.random_voice(rng, "train")
+        )
+        n_frames = -(-len(speech.wave) // FRAME_SAMPLES)
+        mouth = voices.mouth_track(speech.phonemes, n_frames)
+        centre = {}  # two closures within one frame: the later one is seen
+        for start, end, symbol, _ in speech.phonemes:
+            if symbol in voices.CLOSURES:
+                centre[int((start + end) / 2 * FPS)] = voices.CLOSURES[symbol]
+        for frame, bite in centre.items():
+            counts[bite] += 1
+            assert mouth[frame, 3] >= 0.8 if bite else mouth[frame, 0] <= 0.03
+    assert min(counts.values()) > 30
+
+
+def test_splits_share_no_voice_and_no_content_word():
+    rng = np.random.default_rng(0)
+    said = {
+        split: " ".join(voices.random_sentence(rng, split) for _ in range(2000)).lower()
+        for split in ("train", "test")
+    }
+    words = {split: set(re.findall("[a-z]+", text)) for split, text in said.items()}
+    content = {word.lower() for kind in voices.CONTENT for word in voices.WORDS[kind].split()}
+    assert not words["train"] & words["test"] & content
+    assert len(words["test"] & content) > 60
+    variants = {
+        split: {voices.random_voice(rng, split).name.split("+")[1] for _ in range(200)}
+        for split in said
+    }
+    assert not variants["train"] & variants["test"]
+
+
+def test_the_mouth_moves_with_the_sound():
+    rng, found = np.random.default_rng(1), []
+    for _ in range(20):
+        speech = voices.speak(voices.random_sentence(rng, "test"), voices.random_voice(rng, "test"))
+        n_frames = len(speech.wave) // FRAME_SAMPLES
+        loud = np.sqrt((speech.wave[: n_frames * FRAME_SAMPLES].reshape(n_frames, -1) ** 2).mean(1))
+        jaw = voices.mouth_track(speech.phonemes, n_frames)[:, 0]
+        found.append(
+            [
+                np.corrcoef(jaw[3:-3], loud[3 + lag : n_frames - 3 + lag])[0, 1]
+                for lag in range(-3, 4)
+            ]
+        )
+    found = np.mean(found, axis=0)
+    assert found[3] > 0.5 and found.argmax() == 3  # best without a shift
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vocalisation_is_labelled_heard_and_seen(kind):
+    clip = make_clip(3, "test", seconds=4, kind=kind)
+    here = clip.event == EVENTS.index(kind)
+    assert here.sum() > 10 and set(np.unique(clip.event)) <= {0, EVENTS.index(kind)}
+    assert not clip.phoneme.any() and not clip.viseme.any()
+    power = (clip.wave.reshape(100, -1) ** 2).mean(1)
+    assert power[here].mean() > 2 * power[~here].mean()
+    assert np.abs(clip.state[here] - clip.state[~here].mean(0)).max(0).max() > 0.4
+
+
+def test_smile_shows_valence_and_eyes_show_arousal():
+    clips = [make_clip(seed, kind="speech") for seed in range(6)]
+    state, mood = (
+        np.concatenate([getattr(clip, name) for clip in clips]) for name in ("state", "mood")
+    )
+    assert np.corrcoef(state[:, STATE.index("smile")], mood[:, 0])[0, 1] > 0.99
+    assert np.corrcoef(state[:, STATE.index("brow_height")], mood[:, 1])[0, 1] > 0.99
+    assert abs(np.corrcoef(mood.T)[0, 1]) < 0.5
+    assert (clips[0].event[clips[0].viseme > 0] == EVENTS.index("speech")).all()
+
+
+def test_a_portrait_is_the_same_person_in_another_mood():
+    clip = make_clip(5, seconds=1)
+    one, two = (portrait(clip, 64, np.random.default_rng(seed)) for seed in (0, 1))
+    assert one.shape == (3, 64, 64) and one.abs().max() <= 1
+    stranger = faces.draw(
+        *(faces.torch.from_numpy(x) for x in (make_clip(6, seconds=1).identity, faces.REST[None])),
+        64,
+    )[0]
+    assert 0 < (one - two).abs().mean() < (one - stranger).abs().mean()
