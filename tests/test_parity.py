@@ -11,6 +11,7 @@ import audio
 from fixture import FOLDER, Fixture
 from keyface import (AYS, Conditions, Stage, StageConfig, autoguide, draw_sigma, guidance_batch, guide_keyframes,
                      guided_keyframes, guided_segments, latent_loss, loss_weight, merge, sample, scalings, schedule)
+from released import from_published_beats, from_published_wavlm
 from unet import UNetConfig, sinusoid
 from vae import VAE, VAEConfig, from_diffusers
 
@@ -410,7 +411,7 @@ def recorded(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
 def check_index(fx, counts: dict, features: str) -> None:
     """`map.T*`, `out.index`: which feature becomes which of two tokens a frame."""
     for frames, count in counts.items():
-        assert count["samples"] == int(frames) * audio.SAMPLES and count["wanted"] == 2 * int(frames)
+        assert count["samples"] == int(frames) * audio.FRAME_SAMPLES and count["wanted"] == 2 * int(frames)
         if f"map.T{frames}" in fx.tensors:
             fx.close(f"map.T{frames}", audio.nearest(count[features], count["wanted"]), 0)
     shapes = fx.config["shapes"]
@@ -425,7 +426,7 @@ def test_beats(fx):
     assert real == audio.BEATsConfig() and fixed.items() <= real_fixed.items()
     encoder = audio.AudioEncoder(audio.AudioConfig.tiny())
     encoder.events = model = audio.BEATs(sizes)
-    model.load_state_dict(audio.from_published_beats(fx.weights()))
+    model.load_state_dict(from_published_beats(fx.weights()))
     mid = recorded({
         "patch_embedding": model.patch_embedding, "layer_norm": model.layer_norm,
         "post_extract_proj": model.post_extract_proj, "pos_conv": model.encoder.pos_conv[0],
@@ -475,9 +476,9 @@ def test_wavlm(fx):
     encoder = speech_encoder(fx, "wavlm")
     weights = fx.weights()
     key_map = fx.config["key_map"]
-    renamed = audio.from_published_wavlm({name: name for name in weights})
+    renamed = from_published_wavlm({name: name for name in weights})
     assert renamed == {ours: name for name, ours in key_map.items()}
-    encoder.speech.load_state_dict(audio.from_published_wavlm(weights))
+    encoder.speech.load_state_dict(from_published_wavlm(weights))
     convolved = recorded({"conv_features": encoder.speech.feature_extractor})
     atol = fx.config["tolerance"]["features"]
 

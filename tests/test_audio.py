@@ -1,0 +1,80 @@
+"""Laws of the sound's way to tokens, with tiny random encoders: lengths, chunks, alignment."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from audio import AudioConfig, AudioEncoder
+from media import FRAME_SAMPLES, SAMPLE_RATE
+
+CONFIGS = {"aligned": AudioConfig.tiny(),
+           "aligned wav2vec2": replace(AudioConfig.tiny(), speech="wav2vec2"),
+           "released": replace(AudioConfig.tiny(), mapping="released"),
+           "released wav2vec2": replace(AudioConfig.tiny(), mapping="released", speech="wav2vec2"),
+           "released in chunks": replace(AudioConfig.tiny(), mapping="released", max_whole_seconds=0)}
+
+
+@pytest.fixture(params=CONFIGS)
+def encoder(request):
+    torch.manual_seed(0)
+    return AudioEncoder(CONFIGS[request.param])
+
+
+def noise(seconds: float, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(round(seconds * SAMPLE_RATE), generator=generator)
+
+
+@pytest.mark.parametrize("samples, frames", [(1, 1), (400, 1), (640, 1), (641, 2), (1281, 3), (3839, 6),
+                                             (16000, 25), (20000, 32)])
+def test_frame_count(encoder, samples, frames):
+    tokens = encoder(noise(samples / SAMPLE_RATE))
+    assert tokens.shape == (frames, 2, encoder.config.width)
+    assert tokens.isfinite().all()
+
+
+def test_range_is_a_slice(encoder):
+    wave = noise(25)
+    whole = encoder(wave)
+    for start, stop in ((0, 1), (219, 221), (100, 500), (624, 625), (600, 700)):
+        assert torch.equal(encoder.encode(wave, start, stop), whole[start:stop])
+
+
+def test_tokens_do_not_depend_on_what_follows():
+    """Two sounds that agree up to t have the same tokens up to t less a chunk, whatever their lengths."""
+    encoder = AudioEncoder(AudioConfig.tiny())
+    shared, seconds = noise(21), 21
+    longer = torch.cat([shared, noise(19, seed=1)])
+    same = seconds * 25 - encoder.config.chunk_frames
+    short, long = encoder(shared), encoder(longer)
+    assert torch.equal(short[:same], long[:same])
+    assert not torch.equal(short, long[: len(short)])
+    # The end of a sound is silence, not something else.
+    silence = torch.cat([shared, torch.zeros(19 * SAMPLE_RATE)])
+    assert torch.equal(encoder(silence)[: len(short)], short)
+
+
+def test_aligned_tokens_see_their_own_instant():
+    """Each encoder gets its chunk with margins that centre a token on the sound for which it stands."""
+    encoder = AudioEncoder(AudioConfig.tiny())
+    seen = {}
+    for name, module in (("speech", encoder.speech.feature_extractor.conv_layers[0].conv),
+                         ("events", encoder.events.patch_embedding)):
+        module.register_forward_hook(lambda _, x, y, name=name: seen.__setitem__(name, x[0]))
+    frame = 80  # begins a time patch
+    wave = torch.zeros(100 * FRAME_SAMPLES)  # one chunk
+    wave[frame * FRAME_SAMPLES] = 1
+    encoder(wave)
+    # 400 samples about the 320 of token 2 * frame: 40 of them lie before its beginning.
+    assert seen["speech"][0, 0].argmax() == 320 * 2 * frame + 40
+    # 25 ms windows: those with the click lie symmetrically about the patch's beginning, 120 before and after.
+    loud = (seen["events"][0, 0].amax(-1) > seen["events"][0, 0, 0].amax()).nonzero().flatten() * 160 - 120
+    assert (loud.min() + loud.max() + 400) / 2 == pytest.approx(frame * FRAME_SAMPLES, abs=80)
+
+
+def test_refuses_what_it_cannot_do():
+    for wrong in ({"speech": "hubert"}, {"mapping": "late"}, {"chunk_frames": 250}, {"overlap_frames": 240},
+                  {"overlap_frames": 4}):
+        with pytest.raises(ValueError):
+            replace(AudioConfig.tiny(), **wrong)
