@@ -392,7 +392,7 @@ def resample(samples: np.ndarray) -> np.ndarray:
 
 
 def speak(text: str, voice: Voice, arousal: float = 0.0) -> Speech:
-    """Say a text. Arousal (-1..1) moves rate, pitch and loudness a little: 8 %, 5 steps and 20 %."""
+    """Say a text. Arousal (-1..1) moves rate by 8 %, pitch by 5 steps and loudness by 20 %."""
     samples, events = _say(
         text,
         voice.name,
