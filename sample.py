@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 import media
+from emotion import emotion_curve
 from media import FPS, SAMPLE_RATE, InputError
 
 HERE = Path(__file__).resolve().parent
@@ -178,15 +179,15 @@ def main(argv: list[str] | None = None) -> None:
     emotion = args.emotion if args.emotion is not None else "neutral" if args.audio else EMOTION
     for option, path in (("--image", args.image), ("--audio", audio)):
         if path.exists() and path.resolve() in (args.out.resolve(), args.sheet.resolve()):
-            raise InputError(f"{option}: {path} would be overwritten; give another --out or --sheet")
+            raise InputError(f"{option}: {path} would be overwritten; choose another --out")
     wave = media.read_audio(audio)
     picture = media.read_image(args.image)
+    curve = emotion_curve(emotion, media.frame_count(len(wave)))                    # (N, 2)
     media.check_output(args.out, (".mp4",), "--out")
     media.check_output(args.sheet, (".png",), "--sheet")
 
     import keyface  # only now: torch takes seconds to load, mistakes are told at once
 
-    curve = keyface.emotion_curve(emotion, media.frame_count(len(wave)))            # (N, 2)
     device = pick_device(args.device)
     model = keyface.KeyFace.load(args.weights, device)
     config, size = model.config, args.size or max(model.size, 256)

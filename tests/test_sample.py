@@ -1,0 +1,336 @@
+"""The command line and its files: bad input is answered in one line, nothing is half-written."""
+
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+import wave as wav_file
+from pathlib import Path
+from types import SimpleNamespace
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+import media
+import sample
+from emotion import EMOTIONS, emotion_curve
+
+ROOT = Path(sample.__file__).resolve().parent
+FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
+
+
+def write_wav(path, samples, rate=16000, channels=1):
+    with wav_file.open(str(path), "wb") as file:
+        file.setparams((channels, 2, rate, 0, "NONE", ""))
+        file.writeframes(np.rint(np.asarray(samples) * 32767).astype("<i2").tobytes())
+    return path
+
+
+def float_wav(path, samples):
+    data = np.asarray(samples, "<f4").tobytes()
+    path.write_bytes(b"RIFF" + struct.pack("<I", 36 + len(data)) + b"WAVEfmt " + struct.pack(
+        "<IHHIIHH", 16, 3, 1, 16000, 64000, 4, 32) + b"data" + struct.pack("<I", len(data)) + data)
+    return path
+
+
+def convert(source, target, *options):
+    subprocess.run([FFMPEG, "-v", "error", "-y", "-i", source, *options, target], check=True)
+    return target
+
+
+def tone(seconds):
+    return 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(16000 * seconds)) / 16000)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder of good and bad files."""
+    folder = tmp_path_factory.mktemp("files")
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    write_wav(folder / "good.wav", tone(1))
+    (folder / "empty.wav").touch()
+    (folder / "garbage.mp3").write_bytes(noise.tobytes())
+    float_wav(folder / "nan.wav", [0, np.nan, 0.5] * 400)
+    write_wav(folder / "no samples.wav", [])
+    for ending in ("wav", "mp3", "flac", "webm", "mp4", "m4a"):
+        whole = folder / f"whole.{ending}"
+        write_wav(folder / "long.wav", tone(4))
+        convert(folder / "long.wav", whole, *["-movflags", "+faststart"][:2 * (ending == "mp4")])
+        (folder / f"cut.{ending}").write_bytes(whole.read_bytes()[:whole.stat().st_size // 2 + 1])
+    Image.fromarray(noise).save(folder / "good.png")
+    (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:5000])
+    Image.fromarray(noise).save(folder / "good.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "good.jpg").read_bytes()[:2000])
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("not a picture")
+    Image.new("L", (1, 200000)).save(folder / "thin.png")
+    Image.new("1", (20000, 15000)).save(folder / "bomb.png")
+    convert(folder / "good.png", folder / "silent film.mp4", "-pix_fmt", "yuv420p")
+    (folder / "columns.csv").write_text("seconds,valence,arousal\n0,0,0\n1,0.5\n")
+    (folder / "empty.csv").write_text("seconds,valence,arousal\n")
+    (folder / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
+    (folder / "good.csv").write_text("seconds,valence,arousal\n0,0,0\n\n1,0.5,-1\n")
+    return folder
+
+
+class Model:
+    """Stands in for the real one: grey frames that know their number."""
+    size = 64
+    config = SimpleNamespace(steps=10, id_guidance=1.5, audio_guidance=2, autoguidance=1)
+    trouble = None          # raised after 5 frames
+
+    def animate(self, image, audio, emotion, *, progress, seed, **settings):
+        assert image.shape == (64, 64, 3)
+        assert image.dtype == np.uint8
+        for i in range(media.frame_count(len(audio))):
+            progress("keyframes", i + 1, media.frame_count(len(audio)))
+            if i == 5 and self.trouble:
+                raise self.trouble
+            yield np.full((64, 64, 3), 8 * i % 256, np.uint8)
+
+
+@pytest.fixture
+def run(files, tmp_path, monkeypatch, capsys):
+    """Runs the command with the stand-in model; returns exit status and what it said on stderr."""
+    def run(**options):
+        keyface = SimpleNamespace(KeyFace=SimpleNamespace(load=lambda folder, device: Model()))
+        monkeypatch.setitem(sys.modules, "keyface", keyface)
+        options = {"image": files / "good.png", "audio": files / "good.wav",
+                   "out": tmp_path / "film.mp4", "device": "cpu", **options}
+        argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        status = media.run(sample.main, argv)
+        return status, capsys.readouterr().err
+    return run
+
+
+def probe(path):
+    """What ffmpeg says of a file, and its number of frames."""
+    done = subprocess.run([FFMPEG, "-i", path, "-map", "0:v", "-f", "null", "-"], check=True,
+                          capture_output=True, text=True)
+    return done.stderr, int(re.findall(r"frame= *(\d+)", done.stderr)[-1])
+
+
+# --------------------------------------------------------------------------------------- good input
+
+def test_writes_film_and_sheet(run, files, tmp_path):
+    status, said = run(emotion=files / "good.csv")
+    assert status == 0, said
+    report, frames = probe(tmp_path / "film.mp4")
+    assert frames == 25
+    for wanted in ("h264", "yuv420p", "256x256", "25 fps", "Audio: aac", media.COMMENT):
+        assert wanted in report
+    data = (tmp_path / "film.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    picture = media.read_image(tmp_path / "film.png")
+    assert picture.std() > 5
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["film.mp4", "film.png"]
+
+
+@pytest.mark.parametrize("samples", [640, 641, 16000, 20000])
+def test_film_round_trip(tmp_path, samples):
+    rng = np.random.default_rng(1)
+    count = media.frame_count(samples)
+    levels = rng.integers(40, 200, (count, 1, 1, 3), np.uint8)
+    frames = np.broadcast_to(levels, (count, 64, 64, 3))
+    sound = tone(samples / 16000).astype(np.float32)
+    assert media.write_video(tmp_path / "film.mp4", frames, sound, 128) == count
+    back = media.read_video(tmp_path / "film.mp4", 32)
+    assert back.shape == (count, 32, 32, 3)
+    assert np.abs(back.mean((1, 2)) - levels[:, 0, 0]).max() < 8
+    heard = media.read_audio(tmp_path / "film.mp4")
+    if samples >= 16000:            # AAC needs a moment: compare the middle
+        middle = slice(4000, samples - 4000)
+        assert np.corrcoef(heard[middle], sound[middle])[0, 1] > 0.98
+
+
+def test_sound_of_any_kind(files, tmp_path):
+    assert len(media.read_audio(write_wav(tmp_path / "tiny.wav", tone(0.04)))) == 640
+    assert not media.read_audio(write_wav(tmp_path / "silence.wav", np.zeros(1600))).any()
+    stereo = np.stack([tone(1), np.zeros(16000)], 1)
+    heard = media.read_audio(write_wav(tmp_path / "stereo.wav", stereo, channels=2))
+    assert np.abs(heard - tone(1) / 2).max() < 1e-3
+    for ending in ("wav", "mp3", "flac", "webm", "mp4", "m4a"):
+        path = convert(files / f"whole.{ending}", tmp_path / f"x.{ending}", "-ar", "48000")
+        assert abs(len(media.read_audio(path)) - 64000) < 2000, ending
+        assert len(media.read_audio(files / f"whole.{ending}")) > 62000, ending
+    loud = media.read_audio(np.array([3.0, -0.5]))
+    assert loud.tolist() == [1, -0.5]
+
+
+def test_pictures_of_any_kind(tmp_path):
+    half = np.zeros((40, 40, 3), np.uint8)
+    half[:, 20:] = (255, 102, 51)      # in the web palette
+
+    def back(picture, name, **options):
+        picture.save(tmp_path / name, **options)
+        return media.read_image(tmp_path / name, 40).astype(int)
+
+    picture = Image.fromarray(half)
+    assert np.abs(back(picture, "a.png") - half).max() == 0
+    assert np.abs(back(picture.convert("P"), "b.png") - half).max() < 40
+    assert np.abs(back(picture.convert("CMYK"), "c.tif") - half).max() < 4
+    grey = np.repeat(np.asarray(picture.convert("L"))[..., None], 3, 2)
+    assert np.abs(back(picture.convert("L"), "d.png") - grey).max() == 0
+    deep = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    assert np.abs(back(deep, "e.png") - grey).max() <= 1
+    clear = Image.fromarray(np.dstack([half, half.any(2) * 255]).astype(np.uint8))
+    assert back(clear, "f.png")[:, :20].min() == 255
+    assert back(clear.convert("LA"), "g.png")[:, :20].min() == 255
+    turned = Image.Exif()
+    turned[0x0112] = 6                  # turn by a quarter, clockwise
+    assert np.abs(back(picture, "h.png", exif=turned) - np.rot90(half, -1)).max() == 0
+    black = Image.new("RGB", (40, 40))
+    moving = back(picture, "i.gif", save_all=True, append_images=[black])
+    assert np.abs(moving - half).max() < 40
+    wide = Image.fromarray(np.pad(half, ((0, 0), (200, 100), (0, 0)), constant_values=255))
+    assert back(wide, "j.png").min() == 255 or back(wide, "j.png").shape == (40, 40, 3)
+
+
+@pytest.mark.parametrize(("emotion", "expected"), [
+    ("Happy", [(0.85, 0.75)] * 3), ("-1,0.25", [(-1, 0.25)] * 3),
+    ("0.04:neutral 0.08:1,-1", [(0, 0), (0, 0), (1, -1)]),
+    ("0:neutral 0.08:1,-1 9:sad", [(0, 0), (0.5, -0.5), (1, -1)])])
+def test_emotion_curve(emotion, expected):
+    assert np.allclose(emotion_curve(emotion, 3), expected)
+
+
+@pytest.mark.parametrize("seconds", [0.04, 1, 8, 60, 3600])
+def test_sheet_frames(seconds):
+    numbers = sample.sheet_frames(round(25 * seconds))
+    assert numbers[0] == 0
+    assert len(numbers) == len(set(numbers)) <= 64
+    assert numbers[-1] < 25 * seconds
+    if seconds == 8:
+        assert numbers == [round(12.5 * i) for i in range(16)]
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+@pytest.mark.parametrize(("option", "value", "reason"), [
+    *[("audio", name, reason) for name, reason in [
+        ("missing.wav", "no such file"), ("empty.wav", "empty"),
+        ("garbage.mp3", "damaged|no sound"), ("nan.wav", "not finite"),
+        ("no samples.wav", "no sound|decoded"), ("good.png", "no sound"),
+        ("silent film.mp4", "no sound"), (".", "not a file"), ("cut.wav", "cut off"),
+        ("cut.mp3", "cut off"), ("cut.flac", "cut off"), ("cut.webm", "cut off"),
+        ("cut.mp4", "cut off|damaged"), ("cut.m4a", "cut off|damaged")]],
+    *[("image", name, reason) for name, reason in [
+        ("missing.png", "No such file"), ("empty.png", "empty"), ("text.png", "not a picture"),
+        ("cut.png", "cut off"), ("cut.jpg", "cut off"), ("thin.png", "1 x 200000"),
+        (".", "directory"), ("bomb.png", "million pixels"), ("good.wav", "not a picture")]],
+    *[("emotion", name, reason) for name, reason in [
+        ("columns.csv", "line 3"), ("empty.csv", "no point"), ("binary.csv", "not a CSV"),
+        ("missing.csv", "No such file")]]])
+def test_bad_files(run, files, tmp_path, option, value, reason):
+    status, said = run(**{option: files / value})
+    assert status == 2
+    assert said.count("\n") == 1
+    assert str(files / value) in said
+    assert re.search(reason, said), said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("option", "value", "reason"), [
+    ("emotion", "hapy", "known: neutral, happy"), ("emotion", "1.5,0", "between -1 and 1"),
+    ("emotion", "nan,0", "between -1 and 1"), ("emotion", "0.5", "two numbers"),
+    ("emotion", "2:happy 1:sad", "rise"), ("emotion", "0:happy 0:sad", "rise"),
+    ("emotion", "x:happy", "SECONDS:EMOTION"), ("emotion", "0:", "unknown"),
+    ("emotion", "", "known"),
+    ("steps", "0", "from 1"), ("steps", "many", "whole number"), ("steps", "2.5", "whole number"),
+    ("id_guidance", "nan", "number"), ("audio_guidance", "inf", "number"),
+    ("autoguidance", "high", "number"), ("size", "33", "even"), ("size", "0", "from 16"),
+    ("seed", "-1", "from 0"), ("device", "cuda:99", "is not here"), ("device", "tpu", "not here"),
+    ("out", "film.avi", "must end in .mp4"), ("out", "/proc/film.mp4", "cannot write"),
+    ("sheet", "sheet.txt", "must end in .png"), ("colour", "red", "unrecognized")])
+def test_bad_options(run, tmp_path, option, value, reason):
+    status, said = run(**{option: value})
+    assert status == 2
+    assert said.count("\n") == 1
+    assert f"--{option.replace('_', '-')}" in said
+    assert reason in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_is_a_folder_or_an_input(run, files, tmp_path):
+    (tmp_path / "folder.mp4").mkdir()
+    status, said = run(out=tmp_path / "folder.mp4")
+    assert (status, "is a folder" in said) == (2, True)
+    before = (files / "whole.mp4").read_bytes()
+    status, said = run(audio=files / "whole.mp4", out=files / "whole.mp4")
+    assert (status, "overwritten" in said) == (2, True)
+    assert (files / "whole.mp4").read_bytes() == before
+
+
+def test_every_emotion_is_within_range():
+    for name in EMOTIONS:
+        assert np.abs(emotion_curve(name, 1)).max() <= 1
+
+
+# ------------------------------------------------------------------------------- trouble on the way
+
+@pytest.mark.parametrize(("trouble", "status", "line"), [
+    (OSError(28, "No space left on device"), 1, "No space left"),
+    (MemoryError(), 1, "out of memory"),
+    (RuntimeError("CUDA out of memory. Tried"), 1, "out of memory"),
+    (media.InputError("weights: x"), 2, "weights: x")])
+def test_nothing_left_after_trouble(run, tmp_path, monkeypatch, trouble, status, line):
+    monkeypatch.setattr(Model, "trouble", trouble)
+    (tmp_path / "film.mp4").write_text("an older film")
+    ended, said = run()
+    assert ended == status
+    assert line in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]
+    assert (tmp_path / "film.mp4").read_text() == "an older film"
+
+
+def test_broken_ffmpeg_is_one_line(run, tmp_path, monkeypatch):
+    popen = subprocess.Popen
+    monkeypatch.setattr(media.subprocess, "Popen", lambda command, **options: popen(
+        ["sh", "-c", "echo broken >&2; exit 3"] if "-crf" in command else command, **options))
+    status, said = run()
+    assert status == 1
+    assert "ffmpeg failed: broken" in said.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_leave_nothing(tmp_path, number):
+    script = f"""
+import sys, time, numpy as np
+sys.path.insert(0, {str(ROOT)!r})
+import media
+def frames():
+    while True:
+        yield np.zeros((64, 64, 3), np.uint8)
+        print("frame", flush=True)
+        time.sleep(.02)
+sys.exit(media.run(lambda argv: media.write_video("film.mp4", frames(), np.zeros(16000), 64)))
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE)
+    for _ in range(3):
+        process.stdout.readline()
+    assert os.listdir(tmp_path)
+    began = time.monotonic()
+    process.send_signal(number)
+    process.communicate(timeout=10)
+    assert time.monotonic() - began < 2
+    assert process.returncode == 128 + number
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_mistakes_are_quick_to_answer():
+    """Whole runs: neither waits for torch."""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, ROOT / "sample.py", "--steps", "none"], check=False,
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("sample.py: error: --steps")
+    assert subprocess.run([sys.executable, ROOT / "sample.py", "--help"], check=True,
+                          capture_output=True).stdout
+    assert time.monotonic() - began < 20
