@@ -104,7 +104,7 @@ def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray],
     columns = 9 if len(tiles) <= 27 else 13
     rows = math.ceil(len(tiles) / columns)
     tile, width = 12 / columns, 12.8
-    height = rows * (tile + 0.25) + 4.2
+    height = rows * (tile + 0.25) + 3.75
     figure = Figure((width, height), dpi=110)
     FigureCanvasAgg(figure)
     for i, (title, image) in enumerate(tiles):
@@ -137,7 +137,7 @@ def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray],
         plots[2].plot(times, np.append(values, values[-1]), label=name)
     plots[2].set(xlabel="seconds", ylim=(-1.08, 1.08), yticks=(-1, 0, 1))
     plots[2].grid(alpha=0.3)
-    plots[2].legend(loc="lower left", ncols=2, fontsize=8)
+    plots[2].legend(loc="upper right", bbox_to_anchor=(1, -0.15), ncols=2, frameon=False)
     for axes in plots[:2]:
         axes.tick_params(labelbottom=False)
     with media.replacing(path) as temporary:
