@@ -48,7 +48,7 @@ class StageConfig:
     p_std: float = 1.2
     sigma_max: float = 700.0
     lambda_lower: float = 3.0  # weight of the lower half of the latent rows: the mouth
-    pixel_weight: float = 1.0
+    pixel_weight: float = 1.0  # under lambda(sigma) the autoencoder's own error counts without bound: ours is less
     drop_identity: float = 0.1
     drop_audio: float = 0.2
 
@@ -79,7 +79,7 @@ class Config:
         """64 x 64 pixels, 2.4 million parameters a stage: trained from scratch in an hour on two CPU cores."""
         common = dict(audio_dim=128, latent_shape=(4, 16, 16), condition_scale=1.0, p_mean=0.3, p_std=1.3, sigma_max=80.0)
         return Config(
-            keyframe=StageConfig(unet=UNetConfig.tiny(), **common),
+            keyframe=StageConfig(unet=UNetConfig.tiny(), pixel_weight=0.1, **common),
             interp=StageConfig(unet=UNetConfig.tiny(in_channels=9, emotion_dim=0), interpolation=True, spacing=1,
                                lambda_lower=2.0, pixel_weight=0.0, blend=True, **common),
             vae=VAEConfig.tiny(), audio=AudioConfig.tiny(), size=64, dummy_first=False, average_shared=True,
@@ -247,25 +247,26 @@ class Stage(nn.Module):
         return c_skip * x + c_out * out.unflatten(0, (b, t))
 
     def loss(self, vae: VAE, target: Tensor, latents: Tensor, audio: Tensor, valence: Tensor | None,
-             arousal: Tensor | None, original: Tensor | None, frame: int, images: bool = False,
-             sigma: Tensor | None = None) -> tuple[Tensor, Tensor]:
+             arousal: Tensor | None, original: Tensor, frame: int, images: bool = False,
+             pixel_rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """The whole training objective (keyface.md sections 3, 6, 7).
 
         target (B, T, C, h, w) clean latents; the conditions as in `conditions`; original (B, 3, H, W) the true
-        pixels of frame number `frame`, one for the batch, of the pixel loss. Returns latent loss and pixel loss.
+        pixels of frame number `frame`, one for the batch, of the pixel loss, taken on the clips `pixel_rows`. Returns latent
+        and pixel loss.
         """
         c, b = self.config, len(target)
-        if sigma is None:
-            sigma = draw_sigma(torch.randn(b, device=target.device), c.p_mean, c.p_std)
+        sigma = draw_sigma(torch.randn(b, device=target.device), c.p_mean, c.p_std)
         keep_identity = (torch.rand(b, device=target.device) >= c.drop_identity).to(target.dtype)
         keep_audio = (torch.rand(b, device=target.device) >= c.drop_audio).to(target.dtype)
         known = self.conditions(latents, audio, valence, arousal, keep_identity, keep_audio)
         noisy = target + sigma.view(b, 1, 1, 1, 1) * torch.randn_like(target)
         denoised = self.denoise(noisy, sigma, known, images)
         latent = latent_loss(denoised, target, sigma, c.lambda_lower).mean()
-        if not c.pixel_weight or original is None:
+        if not c.pixel_weight:
             return latent, torch.zeros_like(latent)
-        decoded = vae.to_images(denoised[:, frame]).clamp(-1, 1)
+        original, sigma = original[pixel_rows], sigma[pixel_rows]
+        decoded = vae.to_images(denoised[pixel_rows, frame])
         distance = (loss_weight(sigma) * perceptual(vae, decoded, original)).mean()
         return latent, c.pixel_weight * (pixel_loss(decoded, original, sigma) + distance)
 

@@ -1,0 +1,10 @@
+"""Trains stage 2, interpolation between keyframes (paper section 3.3), from the keyframe weights in --out."""
+
+import sys
+
+from training import Recipe, parse, run
+
+RECIPE = Recipe(name="interp", minutes=45, images=0.0, windows=4000, per_clip=5)
+
+if __name__ == "__main__":
+    sys.exit(run(RECIPE, parse(RECIPE, __doc__)))

@@ -1,0 +1,10 @@
+"""Trains stage 1, keyframes (paper section 3.2): `python train_keyframe.py --minutes 15`."""
+
+import sys
+
+from training import Recipe, parse, run
+
+RECIPE = Recipe(name="keyframe", minutes=90, images=0.15, windows=3000, per_clip=2)
+
+if __name__ == "__main__":
+    sys.exit(run(RECIPE, parse(RECIPE, __doc__)))
