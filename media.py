@@ -16,7 +16,8 @@ import tempfile
 import warnings
 import wave as wav_file
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -51,11 +52,12 @@ def _decode(path: Path, options: list[str], kind: str) -> tuple[bytes, str]:
                "-protocol_whitelist", "file,pipe", "-i", f"file:{path}", *options, "pipe:1"]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)
     report = done.stderr.decode(errors="replace")
-    if not re.search(rf"^ *Stream #0.*: {kind}:", report, re.MULTILINE):
-        found = re.search(r"^ *Stream #0", report, re.MULTILINE)
+    if not re.search(rf"(?m)^ *Stream #0.*: {kind}:", report):
+        found = re.search(r"(?m)^ *Stream #0", report)
         raise InputError(f"{path}: " + (f"holds no {'sound' if kind == 'Audio' else 'video'}"
                          if found else "empty, damaged or not a sound or video file"))
-    if re.search(r"^\[.*(corrupt|ended prematurely|partial file)", report, re.MULTILINE):
+    streamed = "Ignoring maximum wav data size" in report       # written to a pipe: no length in it
+    if not streamed and re.search(r"(?m)^\[.*(corrupt|ended prematurely|partial file)", report):
         raise InputError(f"{path}: cut off or damaged; give the whole file")
     if done.returncode or not done.stdout:
         raise InputError(f"{path}: could not be decoded; convert it to WAV or MP4")
@@ -190,8 +192,8 @@ def write_video(path: Path | str, frames: Iterable[np.ndarray], wave: np.ndarray
     frames = iter(frames)
     first = next(frames)
     height, width, _ = first.shape
-    with replacing(Path(path)) as temporary:
-        sound, log_path = temporary.with_name("sound.wav"), temporary.with_name("log")
+    with replacing(Path(path)) as temporary, tempfile.TemporaryFile() as log:
+        sound = temporary.with_name("sound.wav")
         with wav_file.open(str(sound), "wb") as file:
             file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
             file.writeframes(np.rint(wave * 32767).astype("<i2").tobytes())
@@ -203,28 +205,28 @@ def write_video(path: Path | str, frames: Iterable[np.ndarray], wave: np.ndarray
             "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709",
             "-c:v", "libx264", "-crf", "18", "-c:a", "aac", "-b:a", "64k",
             "-movflags", "+faststart", "-metadata", f"comment={COMMENT}", f"file:{temporary}"]
+        # Its own session: Ctrl-C reaches this program alone, which then stops ffmpeg.
+        ffmpeg = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log,
+                                  start_new_session=True)
         count = 0
-        with open(log_path, "wb") as log:
-            # Its own session: Ctrl-C reaches this program alone, which then stops ffmpeg.
-            ffmpeg = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log,
-                                      start_new_session=True)
         try:
-            frame = first
-            while frame is not None:
-                ffmpeg.stdin.write(np.ascontiguousarray(frame).data)
+            for frame in chain((first,), frames):
+                try:
+                    ffmpeg.stdin.write(np.ascontiguousarray(frame).data)
+                except BrokenPipeError:
+                    break                           # it ended early: its status says so below
                 count += 1
-                frame = next(frames, None)
-            ffmpeg.stdin.close()
-        except BrokenPipeError:
-            pass                                # ffmpeg ended early; its exit status says so below
         except BaseException:
             ffmpeg.kill()
             raise
         finally:
+            with suppress(BrokenPipeError):
+                ffmpeg.stdin.close()
             status = ffmpeg.wait()
         if status:
-            lines = log_path.read_text(errors="replace").strip().splitlines()
-            raise OSError(f"{path}: ffmpeg failed: {lines[-1] if lines else f'status {status}'}")
+            log.seek(0)
+            said = log.read().decode(errors="replace").strip().splitlines() or [f"status {status}"]
+            raise OSError(f"{path}: ffmpeg failed: {re.sub(r'^.*? @ .*?] ', '', said[-1])}")
     return count
 
 

@@ -158,6 +158,10 @@ def test_sound_of_any_kind(files, tmp_path):
         path = convert(files / f"whole.{ending}", tmp_path / f"x.{ending}", "-ar", "48000")
         assert abs(len(media.read_audio(path)) - 64000) < 2000, ending
         assert len(media.read_audio(files / f"whole.{ending}")) > 62000, ending
+    with open(tmp_path / "streamed.wav", "wb") as file:         # no length in its header
+        subprocess.run([FFMPEG, "-v", "error", "-i", files / "good.wav", "-f", "wav", "-"],
+                       check=True, stdout=file)
+    assert len(media.read_audio(tmp_path / "streamed.wav")) == 16000
     loud = media.read_audio(np.array([3.0, -0.5]))
     assert loud.tolist() == [1, -0.5]
 
