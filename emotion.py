@@ -13,9 +13,18 @@ from media import FPS, InputError
 
 # Emotions by name: valence, arousal.
 EMOTIONS = {
-    "neutral": (0.0, 0.0), "happy": (0.85, 0.75), "angry": (-0.443, 0.908), "surprised": (0.0, 0.85),
-    "sad": (-0.85, -0.35), "fear": (0.181, 0.949), "disgusted": (-0.8, 0.5),
-    "contempt": (0.307, 0.535), "calm": (0.65, -0.5), "excited": (0.9, 0.9), "bored": (-0.6, -0.9)}
+    "neutral": (0.0, 0.0),
+    "happy": (0.85, 0.75),
+    "angry": (-0.443, 0.908),
+    "surprised": (0.0, 0.85),
+    "sad": (-0.85, -0.35),
+    "fear": (0.181, 0.949),
+    "disgusted": (-0.8, 0.5),
+    "contempt": (0.307, 0.535),
+    "calm": (0.65, -0.5),
+    "excited": (0.9, 0.9),
+    "bored": (-0.6, -0.9),
+}
 
 
 def _emotion_value(text: str, where: str = "--emotion") -> tuple[float, float]:
@@ -25,8 +34,11 @@ def _emotion_value(text: str, where: str = "--emotion") -> tuple[float, float]:
     try:
         valence, arousal = (float(number) for number in text.split(","))
     except ValueError:
-        hint = ("two numbers V,A were expected" if "," in text or text[:1] in "+-.0123456789"
-                else f"known: {', '.join(EMOTIONS)}")
+        hint = (
+            "two numbers V,A were expected"
+            if "," in text or text[:1] in "+-.0123456789"
+            else f"known: {', '.join(EMOTIONS)}"
+        )
         raise InputError(f'{where}: unknown emotion "{text}"; {hint}') from None
     return valence, arousal
 
@@ -47,8 +59,10 @@ def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str
             try:
                 seconds, valence, arousal = map(float, row)
             except ValueError:
-                raise InputError(f"--emotion: {emotion} line {number}: three numbers "
-                                 f"seconds,valence,arousal were expected") from None
+                raise InputError(
+                    f"--emotion: {emotion} line {number}: three numbers "
+                    f"seconds,valence,arousal were expected"
+                ) from None
             points.append((seconds, valence, arousal))
         return points, f"--emotion: {emotion}"
     if ":" not in emotion:
@@ -59,8 +73,10 @@ def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str
         try:
             points.append((float(seconds), *_emotion_value(value)))
         except ValueError:
-            raise InputError(f'--emotion: "{entry}" is not SECONDS:EMOTION, as in '
-                             '"0:neutral 2.5:happy 6:-0.8,-0.3"') from None
+            raise InputError(
+                f'--emotion: "{entry}" is not SECONDS:EMOTION, as in '
+                '"0:neutral 2.5:happy 6:-0.8,-0.3"'
+            ) from None
     return points, "--emotion"
 
 
@@ -79,11 +95,15 @@ def emotion_curve(emotion: str | Path | np.ndarray, n_frames: int) -> np.ndarray
     else:
         points, where = _emotion_points(str(emotion).strip())
         if not points:
-            raise InputError(f"{where}: no point in it; name an emotion or give seconds,valence,arousal")
+            raise InputError(
+                f"{where}: no point in it; name an emotion or give seconds,valence,arousal"
+            )
         times, values = np.array(points)[:, 0], np.array(points)[:, 1:]
         if not all(map(math.isfinite, times)) or not (np.diff(times) > 0).all():
             raise InputError(f"{where}: the times must be numbers that rise from point to point")
     if not (np.abs(values) <= 1).all():
         raise InputError(f"{where}: valence and arousal must lie between -1 and 1")
     frame_times = np.arange(n_frames) / FPS
-    return np.stack([np.interp(frame_times, times, column) for column in values.T], 1).astype(np.float32)
+    return np.stack([np.interp(frame_times, times, column) for column in values.T], 1).astype(
+        np.float32
+    )

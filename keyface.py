@@ -1,7 +1,7 @@
 """KeyFace (CVPR 2025, arXiv 2503.01715): one image and one sound to a talking face of any length.
 
-From top to bottom: noise levels and preconditioning, the loss, guidance, the sampler (section 3.1), the two models
-(3.2 keyframes, 3.3 interpolation), the plan of a long video and its generator (3.4).
+From top to bottom: the configuration, the two models (section 3.2 keyframes, 3.3 interpolation), their guided denoisers,
+the plan of a long video and its generator (3.4). The diffusion itself is in diffusion.py.
 
 Alphabet: B clips, T = 14 frames a window, C = 4 latent channels, h x w latent pixels, N video frames, S = 13 the
 spacing of keyframes, D audio features. Latents are (B, T, C, h, w), images RGB in [-1, 1], sound 16 kHz mono.
@@ -18,15 +18,14 @@ from torch import Tensor, nn
 
 from audio import AudioConfig, AudioEncoder
 from checkpoint import load_config, load_part
+from diffusion import (AYS, autoguide, draw_sigma, guide_keyframes, latent_loss, loss_weight, merge, pixel_loss, sample,
+                       scalings, schedule, share_ends)
 from emotion import emotion_curve
 from media import FPS, SAMPLE_RATE, InputError, read_audio, read_image
 from unet import UNet, UNetConfig, sinusoid
 from vae import VAE, VAEConfig, perceptual
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
-
-# Noise levels of "Align Your Steps" (arXiv 2404.14507) for Stable Video Diffusion.
-AYS = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
 
 
 # ---- configuration ----------------------------------------------------------------------------------------------
@@ -46,7 +45,7 @@ class StageConfig:
     blend: bool = False  # ours: the linear blend of the end latents under the learned mask embedding
     p_mean: float = 1.0  # ln sigma ~ N(p_mean, p_std^2) in training
     p_std: float = 1.2
-    sigma_max: float = 700.0
+    sigma_max: float = AYS[0]
     lambda_lower: float = 3.0  # weight of the lower half of the latent rows: the mouth
     pixel_weight: float = 1.0  # under lambda(sigma) the autoencoder's own error counts without bound: ours is less
     drop_identity: float = 0.1
@@ -84,89 +83,6 @@ class Config:
                                lambda_lower=2.0, pixel_weight=0.0, blend=True, **common),
             vae=VAEConfig.tiny(), audio=AudioConfig.tiny(), size=64, dummy_first=False, average_shared=True,
             id_guidance=1.5, audio_guidance=2.0, autoguidance=1.5)
-
-
-# ---- diffusion (EDM, arXiv 2206.00364, with v-prediction; keyface.md section 3) -----------------------------------
-
-
-def scalings(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """c_skip, c_out, c_in, c_noise of D = c_skip x + c_out F(c_in x, c_noise)."""
-    s2 = sigma**2 + 1
-    return 1 / s2, -sigma / s2.sqrt(), 1 / s2.sqrt(), sigma.log() / 4
-
-
-def loss_weight(sigma: Tensor) -> Tensor:
-    """lambda(sigma) = (sigma^2 + 1) / sigma^2."""
-    return (sigma**2 + 1) / sigma**2
-
-
-def draw_sigma(normal: Tensor, p_mean: float, p_std: float) -> Tensor:
-    """Noise levels of training from unit normal numbers: ln sigma ~ N(p_mean, p_std^2)."""
-    return torch.exp(p_mean + p_std * normal)
-
-
-def schedule(steps: int, sigma_max: float = AYS[0]) -> Tensor:
-    """Falling noise levels and a final 0, float64. As in the released code steps = 10 takes the whole table and so
-    makes 11 evaluations; any other number resamples it to `steps` levels, linear in (index, ln sigma)."""
-    table = np.log(AYS)
-    if steps != 10:
-        table = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(AYS)), table)
-    # Another sigma_max stretches the table in ln sigma about its lowest level.
-    low = math.log(AYS[-1])
-    levels = np.exp(low + (table - low) * (math.log(sigma_max) - low) / (math.log(AYS[0]) - low))
-    return torch.from_numpy(np.append(levels, 0.0))
-
-
-def latent_loss(denoised: Tensor, target: Tensor, sigma: Tensor, lambda_lower: float) -> Tensor:
-    """mean over C, h, w of lambda(sigma) w_lower (D - x0)^2; (B, T, C, h, w), sigma (B,) -> (B, T)."""
-    weight = torch.ones(target.shape[-2], 1, device=target.device)
-    weight[target.shape[-2] // 2:] = lambda_lower
-    error = (weight * (denoised - target) ** 2).mean(dim=(2, 3, 4))
-    return loss_weight(sigma)[:, None] * error
-
-
-def pixel_loss(images: Tensor, originals: Tensor, sigma: Tensor) -> Tensor:
-    """mean of lambda(sigma) (image - original)^2 over everything; (B, 3, H, W), sigma (B,) -> scalar."""
-    return (loss_weight(sigma) * ((images - originals) ** 2).mean(dim=(1, 2, 3))).mean()
-
-
-def guide_keyframes(denoised: Tensor, id_guidance: float, audio_guidance: float) -> Tensor:
-    """D_0 + w_id (D_id - D_0) + w_aud (D_id,aud - D_id), from the three of them stacked along the batch."""
-    neither, identity, both = denoised.chunk(3)
-    return neither + id_guidance * (identity - neither) + audio_guidance * (both - identity)
-
-
-def autoguide(bad: Tensor, good: Tensor, weight: float) -> Tensor:
-    """D_bad + w (D_good - D_bad) (arXiv 2406.02507)."""
-    return bad + weight * (good - bad)
-
-
-def sample(denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigmas: Tensor,
-           after_step: Callable[[Tensor], Tensor] | None = None) -> Iterator[Tensor]:
-    """Euler steps on the probability-flow ODE; yields x after every step, the last one is the sample.
-
-    denoise(x, sigma) -> D; noise is unit normal; sigmas fall to 0, so that the last step returns D itself.
-    """
-    x = noise * (1 + sigmas[0] ** 2).sqrt().to(noise.dtype)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:]):
-        slope = (x - denoise(x, sigma.to(x.dtype))) / sigma.to(x.dtype)
-        x = x + (following - sigma).to(x.dtype) * slope
-        if after_step is not None:
-            x = after_step(x)
-        yield x
-
-
-def merge(segments: Tensor) -> Tensor:
-    """Segments laid one frame over the other, the shared frames averaged: (S, T, ...) -> ((S-1)(T-1)+T, ...)."""
-    shared = share_ends(segments)
-    return torch.cat([shared[:1, 0], shared[:, 1:].flatten(0, 1)])
-
-
-def share_ends(x: Tensor) -> Tensor:
-    """Sets the frame that neighbouring segments share to the mean of its two copies; (segments, T, C, h, w)."""
-    x = x.clone()
-    x[1:, 0] = x[:-1, -1] = (x[1:, 0] + x[:-1, -1]) / 2
-    return x
 
 
 # ---- the two models ---------------------------------------------------------------------------------------------

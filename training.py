@@ -28,7 +28,8 @@ from torch import multiprocessing as mp
 
 from checkpoint import from_dict, load_config, load_metadata, load_part, load_state, save_part, save_state, save_text
 from data import FROZEN, Windows, load_frozen, open_source, prepare
-from keyface import Config, Conditions, KeyFace, Stage, guided_keyframes, guided_segments, latent_loss, sample, schedule
+from diffusion import latent_loss, sample, schedule
+from keyface import Config, Conditions, KeyFace, Stage, guided_keyframes, guided_segments
 from media import InputError
 from vae import VAEConfig
 

@@ -35,7 +35,7 @@ class Fixture:
 
     def weights(self, prefix: str = "sd.") -> dict[str, torch.Tensor]:
         """All tensors under `prefix`, without it: a state dict."""
-        return {k[len(prefix):]: self[k] for k in self.tensors if k.startswith(prefix)}
+        return {k[len(prefix) :]: self[k] for k in self.tensors if k.startswith(prefix)}
 
     def close(self, key: str, actual: torch.Tensor, atol: float, rtol: float = 0.0) -> None:
         """Compare `actual` with the stored result: same shape, |error| <= atol + rtol |expected|."""
@@ -44,7 +44,8 @@ class Fixture:
         error = (actual.detach().double() - expected.double()).abs()
         self.largest.append((key, error.max().item(), atol))
         assert (error <= atol + rtol * expected.double().abs()).all(), (
-            f"{self.name} {key}: largest error {error.max():.2e}, tolerance {atol:g} + {rtol:g} |x|")
+            f"{self.name} {key}: largest error {error.max():.2e}, tolerance {atol:g} + {rtol:g} |x|"
+        )
 
     def finish(self) -> None:
         """Fails if a tensor of the fixture was never read."""

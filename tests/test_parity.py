@@ -6,11 +6,29 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from fixture import FOLDER, Fixture
 
 import audio
-from fixture import FOLDER, Fixture
-from keyface import (AYS, Conditions, Stage, StageConfig, autoguide, draw_sigma, guidance_batch, guide_keyframes,
-                     guided_keyframes, guided_segments, latent_loss, loss_weight, merge, sample, scalings, schedule)
+from diffusion import (
+    AYS,
+    autoguide,
+    draw_sigma,
+    guide_keyframes,
+    latent_loss,
+    loss_weight,
+    merge,
+    sample,
+    scalings,
+    schedule,
+)
+from keyface import (
+    Conditions,
+    Stage,
+    StageConfig,
+    guidance_batch,
+    guided_keyframes,
+    guided_segments,
+)
 from released import from_published_beats, from_published_wavlm
 from unet import UNetConfig, sinusoid
 from vae import VAE, VAEConfig, from_diffusers
@@ -26,10 +44,18 @@ def fx(request):
 
 # ---- vae.py (section 6 of the fixtures' README; pixel loss: section 4) ----
 
+
 def test_vae(fx):
     c, atol = fx.config["config"], fx.config["tolerance"]["atol"]
-    vae = VAE(VAEConfig(ch=c["ch"], ch_mult=tuple(c["ch_mult"]), num_res_blocks=c["num_res_blocks"],
-                        z_channels=c["z_channels"], scale_factor=fx.config["scale_factor"]))
+    vae = VAE(
+        VAEConfig(
+            ch=c["ch"],
+            ch_mult=tuple(c["ch_mult"]),
+            num_res_blocks=c["num_res_blocks"],
+            z_channels=c["z_channels"],
+            scale_factor=fx.config["scale_factor"],
+        )
+    )
     vae.load_state_dict(fx.weights("sd.first_stage_model."))
     posterior = vae.encode(fx["in.image"])
     fx.close("enc.moments", vae.encoder(fx["in.image"]), atol)
@@ -46,16 +72,16 @@ def test_vae(fx):
     pixel = fx.config["pixel"]
     t, frames = pixel["selected_frame"], pixel["T"]
     sigma, output = fx["pixel.sigma"], fx["pixel.model_output"]
-    weight = (sigma.square() + 1) / sigma.square()                                  # (B,)
-    decoded = vae.to_images(output[t::frames])                                      # (B, 3, H, W)
+    weight = (sigma.square() + 1) / sigma.square()  # (B,)
+    decoded = vae.to_images(output[t::frames])  # (B, 3, H, W)
     fx.close("pixel.decoded_clipped", decoded, atol)
     error = (decoded - fx["pixel.original_frames"][:, :, t]).square().mean((1, 2, 3))
     l2 = pixel["weight_pixel"] * (weight * error).mean()
     fx.close("pixel.l2", l2[None], atol, 1e-6)
-    target = fx["pixel.target"].transpose(1, 2).flatten(0, 1)                       # (B*T, 4, h, w)
+    target = fx["pixel.target"].transpose(1, 2).flatten(0, 1)  # (B*T, 4, h, w)
     error = weight.repeat_interleave(frames)[:, None, None, None] * (output - target).square()
-    error[:, :, error.shape[2] // 2:] *= pixel["lambda_lower"]
-    per_frame = error.mean((1, 2, 3))                                               # (B*T,)
+    error[:, :, error.shape[2] // 2 :] *= pixel["lambda_lower"]
+    per_frame = error.mean((1, 2, 3))  # (B*T,)
     fx.close("pixel.latent_loss_per_frame", per_frame, atol, 1e-6)
     fx.close("pixel.total_per_frame", per_frame + l2, atol, 1e-6)
     fx.close("pixel.total_mean", (per_frame + l2).mean()[None], atol, 1e-6)
@@ -66,18 +92,24 @@ def diffusers_fixture(name, cls):
     if "KEYFACE_PARITY" in os.environ or (FOLDER / f"{name}.json").exists():
         return Fixture(name)
     import diffusers
+
     torch.manual_seed(0)
     config = {"block_out_channels": [32, 64, 64], "layers_per_block": 2, "latent_channels": 4}
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 3}
     if cls == "AutoencoderKL":
         blocks["up_block_types"] = ["UpDecoderBlock2D"] * 3
     model = getattr(diffusers, cls)(**config, **blocks).eval()
-    for parameter in model.parameters():           # none stays at an initial 0 or 1
+    for parameter in model.parameters():  # none stays at an initial 0 or 1
         parameter.data += 0.1 * torch.randn_like(parameter)
     image, z = torch.rand(3, 3, 32, 32) * 2 - 1, torch.randn(3, 4, 8, 8)
     posterior = model.encode(image).latent_dist
-    tensors = {"in.image": image, "in.z": z, "enc.mean": posterior.mean,
-               "enc.logvar": posterior.logvar, "enc.moments": posterior.parameters}
+    tensors = {
+        "in.image": image,
+        "in.z": z,
+        "enc.mean": posterior.mean,
+        "enc.logvar": posterior.logvar,
+        "enc.moments": posterior.parameters,
+    }
     if cls == "AutoencoderKL":
         tensors["dec"] = model.decode(z).sample
     else:
@@ -86,8 +118,11 @@ def diffusers_fixture(name, cls):
     tensors |= {f"sd.{k}": v for k, v in model.state_dict().items()}
     fixture = Fixture.__new__(Fixture)
     fixture.name, fixture.tensors, fixture.unread, fixture.largest = name, tensors, set(tensors), []
-    fixture.config = {"config": config | {"norm_num_groups": 32, "scaling_factor": 0.18215},
-                      "cls": cls, "tolerance": {"atol": 2e-5}}
+    fixture.config = {
+        "config": config | {"norm_num_groups": 32, "scaling_factor": 0.18215},
+        "cls": cls,
+        "tolerance": {"atol": 2e-5},
+    }
     return fixture
 
 
@@ -95,10 +130,19 @@ def check_diffusers_vae(fx):
     """Encoder and decoder with weights in `diffusers`' naming; returns (vae, tolerance)."""
     c, atol = fx.config["config"], fx.config["tolerance"]["atol"]
     ch, temporal = c["block_out_channels"][0], "Temporal" in fx.config["cls"]
-    vae = VAE(VAEConfig(ch=ch, ch_mult=tuple(n // ch for n in c["block_out_channels"]),
-                        num_res_blocks=c["layers_per_block"], z_channels=c["latent_channels"],
-                        num_groups=c["norm_num_groups"], temporal=temporal, quant_conv=True,
-                        post_quant_conv=not temporal, scale_factor=c["scaling_factor"]))
+    vae = VAE(
+        VAEConfig(
+            ch=ch,
+            ch_mult=tuple(n // ch for n in c["block_out_channels"]),
+            num_res_blocks=c["layers_per_block"],
+            z_channels=c["latent_channels"],
+            num_groups=c["norm_num_groups"],
+            temporal=temporal,
+            quant_conv=True,
+            post_quant_conv=not temporal,
+            scale_factor=c["scaling_factor"],
+        )
+    )
     state = from_diffusers(fx.weights())
     if temporal and c["layers_per_block"] == 1:
         # diffusers has as many middle blocks as a level; with a single one it skips the attention
@@ -136,7 +180,8 @@ def test_vae_names_and_shapes_at_full_size():
     assert {k: list(v.shape) for k, v in state.items()} == {
         k.removeprefix("first_stage_model."): shape
         for k, shape in json.loads((FOLDER / "keys_vae.json").read_text())["shapes"].items()
-        if k.startswith("first_stage_model.")}
+        if k.startswith("first_stage_model.")
+    }
     assert list(from_diffusers({names[k]: v for k, v in state.items()})) == list(state)
 
 
@@ -147,10 +192,18 @@ def stage_of(fixture, **overrides):
     """A `Stage` of the sizes in a network fixture's json, without weights."""
     c, shapes = fixture.config["config"], fixture.config["shapes"]
     sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}
-    unet = UNetConfig(**sizes, out_channels=fixture.config["out_channels"],
-                      emotion_dim=fixture.config["emotion_vector_dim"])
-    config = StageConfig(unet=unet, interpolation=unet.emotion_dim == 0, frames=shapes["T"],
-                         latent_shape=(4, shapes["latent_h"], shapes["latent_w"]), **overrides)
+    unet = UNetConfig(
+        **sizes,
+        out_channels=fixture.config["out_channels"],
+        emotion_dim=fixture.config["emotion_vector_dim"],
+    )
+    config = StageConfig(
+        unet=unet,
+        interpolation=unet.emotion_dim == 0,
+        frames=shapes["T"],
+        latent_shape=(4, shapes["latent_h"], shapes["latent_w"]),
+        **overrides,
+    )
     return Stage(config).eval()
 
 
@@ -165,18 +218,27 @@ def check_network(fx):
     load_network(stage, fx)
     net, seen, tolerance = stage.unet, {}, fx.config["tolerance"]
     b, t = fx.config["shapes"]["B"], fx.config["shapes"]["T"]
-    places = {"input_blocks.0": net.input_blocks[0], "input_blocks.1.0": net.input_blocks[1][0],
-              "input_blocks.1.0.time_stack": net.input_blocks[1][0].time_stack,
-              "input_blocks.1.1": net.input_blocks[1][1],
-              "input_blocks.1.1.time_stack.0": net.input_blocks[1][1].time_stack[0],
-              "input_blocks.1.1.transformer_blocks.0": net.input_blocks[1][1].transformer_blocks[0],
-              "middle_block": net.middle_block, "output_blocks.0": net.output_blocks[0],
-              "output_blocks.last": net.output_blocks[-1],
-              "time_embed": net.time_embed, "label_emb": net.label_emb}
-    hooks = [module.register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o))
-             for name, module in places.items()]
+    places = {
+        "input_blocks.0": net.input_blocks[0],
+        "input_blocks.1.0": net.input_blocks[1][0],
+        "input_blocks.1.0.time_stack": net.input_blocks[1][0].time_stack,
+        "input_blocks.1.1": net.input_blocks[1][1],
+        "input_blocks.1.1.time_stack.0": net.input_blocks[1][1].time_stack[0],
+        "input_blocks.1.1.transformer_blocks.0": net.input_blocks[1][1].transformer_blocks[0],
+        "middle_block": net.middle_block,
+        "output_blocks.0": net.output_blocks[0],
+        "output_blocks.last": net.output_blocks[-1],
+        "time_embed": net.time_embed,
+        "label_emb": net.label_emb,
+    }
+    hooks = [
+        module.register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o))
+        for name, module in places.items()
+    ]
     emotion = fx["in.y"] if net.config.emotion_dim else None
-    fx.close("out", net(fx["in.x"], fx["in.timesteps"], fx["in.context"], emotion, t), tolerance["atol"])
+    fx.close(
+        "out", net(fx["in.x"], fx["in.timesteps"], fx["in.context"], emotion, t), tolerance["atol"]
+    )
     for hook in hooks:
         hook.remove()
     seen["t_emb"] = sinusoid(fx["in.timesteps"], net.config.model_channels)
@@ -186,13 +248,19 @@ def check_network(fx):
         if name.endswith("0.time_stack"):
             value = value.view(expected.shape)  # (B, C, T, h*w)
         elif name.endswith("time_stack.0"):
-            value = value.unflatten(0, (b, -1)).transpose(1, 2).reshape(expected.shape)  # (B*h*w, T, C)
+            value = (
+                value.unflatten(0, (b, -1)).transpose(1, 2).reshape(expected.shape)
+            )  # (B*h*w, T, C)
         late = name.startswith(("middle", "output"))
         limits = tolerance["mid_atol"]
         fx.close(f"mid.{name}", value, max(limits.values()) if late else min(limits.values()))
     x = fx["e2e.in.x"].transpose(1, 2)  # (B, T, C, h, w)
     known = Conditions(fx["e2e.in.concat"], fx["in.context"], emotion)
-    fx.close("e2e.out.denoised", stage.denoise(x, fx["e2e.in.sigma"], known).flatten(0, 1), tolerance["atol"])
+    fx.close(
+        "e2e.out.denoised",
+        stage.denoise(x, fx["e2e.in.sigma"], known).flatten(0, 1),
+        tolerance["atol"],
+    )
 
 
 @torch.no_grad()
@@ -207,16 +275,22 @@ def test_unet_interp(fx):
 
 def bare_stage(interpolation, shapes, **overrides):
     """A stage whose network is not used."""
-    unet = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, context_dim=48, emotion_dim=512)
+    unet = UNetConfig(
+        model_channels=32, channel_mult=(1,), num_res_blocks=1, context_dim=48, emotion_dim=512
+    )
     h, w = shapes["latent_h"], shapes["latent_w"]
-    return Stage(StageConfig(unet=unet, interpolation=interpolation, latent_shape=(4, h, w), **overrides))
+    return Stage(
+        StageConfig(unet=unet, interpolation=interpolation, latent_shape=(4, h, w), **overrides)
+    )
 
 
 @torch.no_grad()
 def test_keyframe_input(fx):
     shapes = fx.config["shapes"]
     x = fx["in.x"].unflatten(0, (shapes["B"], shapes["T"]))
-    fx.close("out", bare_stage(False, shapes).attach(x, fx["in.concat"]), fx.config["tolerance"]["atol"])
+    fx.close(
+        "out", bare_stage(False, shapes).attach(x, fx["in.concat"]), fx.config["tolerance"]["atol"]
+    )
 
 
 @torch.no_grad()
@@ -232,8 +306,13 @@ def test_interp_input(fx):
 @torch.no_grad()
 def test_conditioning(fx):
     c = fx.config
-    unet = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, context_dim=c["audio_out"],
-                      emotion_dim=2 * c["sin_dim"])
+    unet = UNetConfig(
+        model_channels=32,
+        channel_mult=(1,),
+        num_res_blocks=1,
+        context_dim=c["audio_out"],
+        emotion_dim=2 * c["sin_dim"],
+    )
     sizes = dict(audio_dim=c["audio_in"], condition_scale=1 / c["scale_factor"])
     stage = Stage(StageConfig(unet=unet, **sizes))
     stage.audio_proj.load_state_dict(fx.weights("sd.embedders.3.linear."))
@@ -275,7 +354,12 @@ def test_diffusion(fx):
     for name, value in zip(("c_skip", "c_out", "c_in", "c_noise"), scalings(fx["scaling.sigma"])):
         fx.close(f"scaling.{name}", value, atol, rtol)
     fx.close("weight.lambda", loss_weight(fx["scaling.sigma"]), atol, rtol)
-    fx.close("sigma_sampling.sigma", draw_sigma(fx["sigma_sampling.normal"], c["p_mean"], c["p_std"]), atol, rtol)
+    fx.close(
+        "sigma_sampling.sigma",
+        draw_sigma(fx["sigma_sampling.normal"], c["p_mean"], c["p_std"]),
+        atol,
+        rtol,
+    )
     for name, evaluations in c["evaluations"].items():
         levels = schedule(int(name[1:]))
         fx.close(f"ays.{name}", levels, atol, rtol)
@@ -284,14 +368,18 @@ def test_diffusion(fx):
 
     # Guidance: how the three evaluations are batched, and how results are combined.
     kf = "guide.kf"
-    fx.close(f"{kf}.out", guide_keyframes(fx[f"{kf}.in"], c["ref_ratio"], c["audio_ratio"]), atol, rtol)
+    fx.close(
+        f"{kf}.out", guide_keyframes(fx[f"{kf}.in"], c["ref_ratio"], c["audio_ratio"]), atol, rtol
+    )
     bad, good = fx["guide.karras.in"].chunk(2)
     fx.close("guide.karras.out", autoguide(bad, good, c["karras_scale"]), atol, rtol)
     known = Conditions(*(fx[f"{kf}.prep.in.c.{k}"] for k in ("concat", "crossattn", "vector")))
     nothing = Conditions(*(fx[f"{kf}.prep.in.uc.{k}"] for k in ("concat", "crossattn", "vector")))
     x = fx[f"{kf}.prep.in.x"][None]  # (1, T, C, h, w)
     stacked = guidance_batch(known, nothing)
-    for k, value in zip(("concat", "crossattn", "vector"), (stacked.concat, stacked.context, stacked.emotion)):
+    for k, value in zip(
+        ("concat", "crossattn", "vector"), (stacked.concat, stacked.context, stacked.emotion)
+    ):
         fx.close(f"{kf}.prep.out.{k}", value, atol, rtol)
     seen = {}
 
@@ -312,10 +400,13 @@ def test_diffusion(fx):
             f = f + fx["traj.e"][0] * conditions.concat[:, None, :4]
             f = f + fx["traj.e"][1] * conditions.context[..., :4, None, None]
             return c_skip * x + c_out * f
+
         return denoise
 
     def check_steps(name, noise, denoise, steps=10):
-        for i, (x, expected) in enumerate(zip(sample(denoise, noise, schedule(steps)), fx[name], strict=True)):
+        for i, (x, expected) in enumerate(
+            zip(sample(denoise, noise, schedule(steps)), fx[name], strict=True)
+        ):
             error = (x.flatten(0, 1) - expected).abs().max() / expected.abs().max()
             assert error <= 1e-5, f"{name} step {i}: relative error {error:.1e}"
 
@@ -328,7 +419,9 @@ def test_diffusion(fx):
 
     check_steps("traj.plain.steps", noise, plain)
     check_steps("traj.plain25.steps", noise, plain, 25)
-    check_steps("traj.kf.steps", noise, guided_keyframes(good, known, c["ref_ratio"], c["audio_ratio"]))
+    check_steps(
+        "traj.kf.steps", noise, guided_keyframes(good, known, c["ref_ratio"], c["audio_ratio"])
+    )
     known = Conditions(fx["traj.karras.c.concat"], fx["traj.karras.c.crossattn"], None)
     noise = fx["traj.karras.noise"].unflatten(0, (-1, t))
     guided = guided_segments(good, known, c["karras_scale"], linear(fx["traj.W_bad"]), known)
@@ -341,7 +434,9 @@ def test_diffusion(fx):
         fx.close(f"loss.lower{lower}.per_frame", loss.flatten(), atol, rtol)
         fx.close(f"loss.lower{lower}.mean", loss.mean()[None], atol, rtol)
     noisy = target + sigma.view(-1, 1, 1, 1, 1) * fx["loss.step.noise"].transpose(1, 2)
-    denoised = good(noisy, sigma, Conditions(fx["loss.step.concat"], fx["loss.step.crossattn"], None))
+    denoised = good(
+        noisy, sigma, Conditions(fx["loss.step.concat"], fx["loss.step.crossattn"], None)
+    )
     loss = latent_loss(denoised, target, sigma, 3)
     fx.close("loss.step.lower3.per_frame", loss.flatten(), atol, rtol)
     fx.close("loss.step.lower3.mean", loss.mean()[None], atol, rtol)
@@ -370,11 +465,23 @@ def check_sampling(fx, stage, latents, guided, **emotion):
 @torch.no_grad()
 def test_sample_keyframe(fx):
     network, g = Fixture("unet_keyframe"), fx.config["guidance"]
-    stage = stage_of(network, audio_dim=fx["in.audio_emb"].shape[-1], condition_scale=1 / fx.config["scale_factor"])
+    stage = stage_of(
+        network,
+        audio_dim=fx["in.audio_emb"].shape[-1],
+        condition_scale=1 / fx.config["scale_factor"],
+    )
     load_network(stage, network)
     stage.audio_proj.load_state_dict(fx.weights("cond.sd.embedders.3.linear."))
-    check_sampling(fx, stage, fx["in.cond_frames"], valence=fx["in.valence"], arousal=fx["in.arousal"],
-                   guided=lambda known: guided_keyframes(stage.denoise, known, g["id_guidance"], g["audio_guidance"]))
+    check_sampling(
+        fx,
+        stage,
+        fx["in.cond_frames"],
+        valence=fx["in.valence"],
+        arousal=fx["in.arousal"],
+        guided=lambda known: guided_keyframes(
+            stage.denoise, known, g["id_guidance"], g["audio_guidance"]
+        ),
+    )
 
 
 @torch.no_grad()
@@ -382,22 +489,31 @@ def test_sample_interp(fx):
     network = Fixture("unet_interp")
     stages = []
     for factor in (1.0, 0.9):  # the bad network is the good one times 0.9
-        stage = stage_of(network, audio_dim=fx["in.audio_emb"].shape[-1],
-                         condition_scale=1 / fx.config["scale_factor"])
+        stage = stage_of(
+            network,
+            audio_dim=fx["in.audio_emb"].shape[-1],
+            condition_scale=1 / fx.config["scale_factor"],
+        )
         load_network(stage, network, factor)
         stage.audio_proj.load_state_dict(fx.weights("cond.sd.embedders.1.linear."))
         stages.append(stage)
     good, bad = stages
     weight = fx.config["guidance"]["autoguidance"]
-    check_sampling(fx, good, fx["in.cond_frames"].transpose(1, 2),
-                   guided=lambda known: guided_segments(good.denoise, known, weight, bad.denoise, known))
+    check_sampling(
+        fx,
+        good,
+        fx["in.cond_frames"].transpose(1, 2),
+        guided=lambda known: guided_segments(good.denoise, known, weight, bad.denoise, known),
+    )
 
 
 def sizes_of(config_class, given: dict):
     """A config of the fixture's sizes, and what is left of them: settings that `config_class` holds fixed."""
     names = {f.name for f in fields(config_class)}
-    return (config_class(**{k: v for k, v in given.items() if k in names}),
-            {k: v for k, v in given.items() if k not in names})
+    return (
+        config_class(**{k: v for k, v in given.items() if k in names}),
+        {k: v for k, v in given.items() if k not in names},
+    )
 
 
 def recorded(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
@@ -411,7 +527,9 @@ def recorded(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
 def check_index(fx, counts: dict, features: str) -> None:
     """`map.T*`, `out.index`: which feature becomes which of two tokens a frame."""
     for frames, count in counts.items():
-        assert count["samples"] == int(frames) * audio.FRAME_SAMPLES and count["wanted"] == 2 * int(frames)
+        assert count["samples"] == int(frames) * audio.FRAME_SAMPLES and count["wanted"] == 2 * int(
+            frames
+        )
         if f"map.T{frames}" in fx.tensors:
             fx.close(f"map.T{frames}", audio.nearest(count[features], count["wanted"]), 0)
     shapes = fx.config["shapes"]
@@ -427,11 +545,16 @@ def test_beats(fx):
     encoder = audio.AudioEncoder(audio.AudioConfig.tiny())
     encoder.events = model = audio.BEATs(sizes)
     model.load_state_dict(from_published_beats(fx.weights()))
-    mid = recorded({
-        "patch_embedding": model.patch_embedding, "layer_norm": model.layer_norm,
-        "post_extract_proj": model.post_extract_proj, "pos_conv": model.encoder.pos_conv[0],
-        "encoder_layer_norm": model.encoder.layer_norm,
-        **{f"layer{i}": layer for i, layer in enumerate(model.encoder.layers)}})
+    mid = recorded(
+        {
+            "patch_embedding": model.patch_embedding,
+            "layer_norm": model.layer_norm,
+            "post_extract_proj": model.post_extract_proj,
+            "pos_conv": model.encoder.pos_conv[0],
+            "encoder_layer_norm": model.encoder.layer_norm,
+            **{f"layer{i}": layer for i, layer in enumerate(model.encoder.layers)},
+        }
+    )
     tolerance = fx.config["tolerance"]
 
     raw = audio.fbank(fx["in.wave"][None])
@@ -445,8 +568,11 @@ def test_beats(fx):
     features = model.encode(fx["mid.fbank"][None])
     for name, value in mid.items():
         fx.close(f"mid.{name}", value, tolerance["features_given_mid_fbank"])
-    fx.close("mid.position_bias", model.encoder.position_bias(features.shape[1]),
-             tolerance["features_given_mid_fbank"])
+    fx.close(
+        "mid.position_bias",
+        model.encoder.position_bias(features.shape[1]),
+        tolerance["features_given_mid_fbank"],
+    )
     fx.close("out.features", features[0], tolerance["features_given_mid_fbank"])
     fx.close("out.frames", encoder.events_released(fx["in.wave"]), tolerance["features_from_wave"])
 
@@ -462,8 +588,9 @@ def test_beats(fx):
 def speech_encoder(fx, kind: str) -> audio.AudioEncoder:
     """An encoder of the fixture's sizes; fails if a setting that `SpeechConfig` does not have differs."""
     sizes, fixed = sizes_of(audio.SpeechConfig, fx.config["transformers_config"])
-    config = audio.AudioConfig(speech=kind, mapping="released", wavlm=sizes,
-                               beats=audio.AudioConfig.tiny().beats)
+    config = audio.AudioConfig(
+        speech=kind, mapping="released", wavlm=sizes, beats=audio.AudioConfig.tiny().beats
+    )
     encoder = audio.AudioEncoder(config)
     for name, value in fixed.items():
         given = getattr(encoder.speech.config, name)
