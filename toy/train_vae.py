@@ -1,8 +1,9 @@
 """Trains the tiny autoencoder on drawn faces: `python -m toy.train_vae`, 20 minutes on one core.
 
-Every batch is drawn anew: other people, in states that are independent of each other, so that the latents hold a shut
-eye or a rounded mouth whatever the rest of the face does. Writes `vae.safetensors` (fp16; in its header the config with
-the latents' mean and standard deviation) and beside it `vae.state` for --resume.
+Every batch is drawn anew: other people, in states that are independent of each other, so that the
+latents hold a shut eye or a rounded mouth whatever the rest of the face does. Writes
+`vae.safetensors` (fp16; in its header the config with the latents' mean and standard deviation)
+and beside it `vae.state` for --resume.
 """
 
 import argparse
@@ -25,7 +26,7 @@ HELD_OUT = 10_000_000         # seeds from here on are people who never occur in
 
 
 def random_states(rng: np.random.Generator, n: int) -> np.ndarray:
-    """States (n, S) float32, each part at its extremes as often as at rest, independent of the rest."""
+    """States (n, S) float32, each part often at its extremes and independent of the others."""
     def some(share: float, values: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
         return np.where(rng.random(n) < share, values, otherwise)
 
@@ -34,7 +35,8 @@ def random_states(rng: np.random.Generator, n: int) -> np.ndarray:
          "width": rng.normal(.5, .25, n).clip(0, 1), "rounding": some(.4, rng.uniform(0, 1, n)),
          "tongue": some(.25, rng.uniform(0, 1, n)), "smile": rng.uniform(-1, 1, n),
          "brow_height": rng.uniform(-1, 1, n), "brow_slope": rng.uniform(-1, 1, n),
-         "eye_open": np.where(rng.random(n) < .2, rng.uniform(0, .4, n), rng.normal(.7, .25, n).clip(0, 1.2)),
+         "eye_open": np.where(rng.random(n) < .2, rng.uniform(0, .4, n),
+                              rng.normal(.7, .25, n).clip(0, 1.2)),
          "cheek": some(.4, rng.uniform(0, 1, n))}
     for name in ("gaze_x", "gaze_y", "head_x", "head_y", "tilt"):
         s[name] = rng.normal(0, .45, n).clip(-1, 1)
@@ -54,7 +56,7 @@ def mouth(images: Tensor) -> Tensor:
 
 
 def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
-    """L1 + 2 L2, three times as much at the mouth, + 0.5 L1 of the differences between neighbours."""
+    """L1 + 2 L2, three times as much at the mouth, + 0.5 L1 of differences of neighbours."""
     weight = torch.ones(x.shape[-2:])
     mouth(weight).fill_(3.0)
     error = x - y
@@ -85,7 +87,7 @@ def train(out: Path, minutes: float, size: int, resume: bool) -> None:
     torch.manual_seed(0)
     vae = VAE(VAEConfig.tiny())
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LR, weight_decay=1e-4)
-    step, before = 0, 0.0                                 # steps done, seconds trained in earlier runs
+    step, before = 0, 0.0          # steps done, seconds trained in earlier runs
     if resume:
         state = load_state(out / "vae.state")
         vae.load_state_dict(state["vae"])
@@ -98,8 +100,9 @@ def train(out: Path, minutes: float, size: int, resume: bool) -> None:
     steps_then, seconds, running = step, before, 0.0
     while seconds < 60 * minutes:
         progress = seconds / (60 * minutes)               # the schedule follows the clock
+        decay = .01 + .99 * math.cos(progress * math.pi / 2) ** 2
         for group in optimizer.param_groups:
-            group["lr"] = LR * min(1, (step + 1) / WARM_UP) * (.01 + .99 * math.cos(progress * math.pi / 2) ** 2)
+            group["lr"] = LR * min(1, (step + 1) / WARM_UP) * decay
         x = random_faces(np.random.default_rng(step), BATCH, size)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x)
@@ -118,16 +121,19 @@ def train(out: Path, minutes: float, size: int, resume: bool) -> None:
         done = seconds >= 60 * minutes
         if now - reported > 30 or done:
             whole, at_mouth = evaluate(vae, held_out)
-            print(f"{seconds / 60:5.1f} min  step {step}  loss {running:.4f}  {whole:.2f} dB  mouth {at_mouth:.2f} dB"
-                  f"  {(step - steps_then) / (now - start):.2f} steps/s", flush=True)
+            print(f"{seconds / 60:5.1f} min  step {step}  loss {running:.4f}  {whole:.2f} dB"
+                  f"  mouth {at_mouth:.2f} dB  {(step - steps_then) / (now - start):.2f} steps/s",
+                  flush=True)
             reported = now
         if now - saved > 120 or done:
             config = normalised(vae, measured)
-            save_state(out / "vae.state", {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(),
-                                           "step": step, "seconds": seconds})
+            save_state(out / "vae.state", {
+                "vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                "seconds": seconds})
             save_part(out / "vae.safetensors", vae.state_dict(), config=asdict(config), step=step)
             saved = now
-    print(f"latents: mean {[round(m, 2) for m in config.latent_mean]}, std {[round(s, 2) for s in config.latent_std]}")
+    for name, values in (("mean", config.latent_mean), ("std", config.latent_std)):
+        print(f"latents' {name} {[round(v, 2) for v in values]}")
 
 
 def main() -> None:

@@ -1,0 +1,319 @@
+"""The judges of the toy world: small networks that measure from pixels alone what the world knows.
+
+Four of them: *states* (the 15 numbers of a face, valence and arousal), *identity* (an embedding),
+*events* (speech or which vocalisation, from the judged states over time) and *lips* (a lip reader
+that names visemes from the mouth). They learn from drawn frames and from the same after the
+autoencoder, else they misread generated ones, and from the train split alone.
+`python -m toy.judges`, after toy.train_vae, writes `judges.safetensors` and prints each one's own
+error on the test split, drawn and after the autoencoder: the ceiling of every model that uses it.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from checkpoint import from_dict, load_metadata, load_part, save_part
+from toy.faces import STATE, draw, random_identity
+from toy.train_vae import mouth
+from toy.voices import VISEME_CLASSES
+from toy.world import EVENTS, KINDS, Clip, frames, make_clip
+from vae import VAE, VAEConfig
+
+JUDGED = (*STATE, "valence", "arousal")
+SIZE = 64                     # side of the pictures that the judges look at
+CHUNK = 25                    # consecutive frames of one person in the sequences
+TRAIN, TEST = 50_000_000, 60_000_000      # first seeds of their clips, in either split
+BOTH = ("drawn", "decoded")
+
+
+class Trunk(nn.Module):
+    """Pictures (N, 3, height, width) -> features (N, out); where things are is kept to the end."""
+
+    def __init__(self, height: int, width: int, out: int):
+        super().__init__()
+        layers = []
+        for c_in, c, kernel in ((3, 24, 5), (24, 32, 3), (32, 48, 3), (48, 64, 3)):
+            layers += [nn.Conv2d(c_in, c, kernel, stride=2, padding=kernel // 2),
+                       nn.GroupNorm(8, c), nn.SiLU()]
+        left = 64 * (height // 16) * (width // 16)
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(left, out))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+def over_time(channels: int, hidden: int, out: int, kernel: int, depth: int) -> nn.Sequential:
+    """Convolutions along time: (B, channels, N) -> (B, out, N)."""
+    layers = []
+    for i in range(depth):
+        layers += [nn.Conv1d(hidden if i else channels, hidden, kernel, padding=kernel // 2),
+                   nn.SiLU()]
+    return nn.Sequential(*layers, nn.Conv1d(hidden, out, 1))
+
+
+class Judges(nn.Module):
+    """All four. Frames are (N, 3, H, W) in [-1, 1], of any size, in order where time matters."""
+
+    def __init__(self):
+        super().__init__()
+        self.state_trunk = nn.Sequential(Trunk(SIZE, SIZE, 160), nn.SiLU(),
+                                         nn.Linear(160, len(JUDGED)))
+        self.register_buffer("mean", torch.zeros(len(JUDGED)))
+        self.register_buffer("std", torch.ones(len(JUDGED)))
+        self.face_trunk = Trunk(SIZE, SIZE, 64)
+        self.event_net = over_time(len(STATE), 48, len(EVENTS), kernel=9, depth=3)
+        self.lip_trunk = Trunk(48, 64, 64)
+        self.lip_net = over_time(64, 64, len(VISEME_CLASSES), kernel=5, depth=2)
+
+    @staticmethod
+    def load(path: Path) -> "Judges":
+        """What `python -m toy.judges` wrote; their own error is "report" in the file's header."""
+        judges = Judges().eval()
+        load_part(path, judges)
+        return judges
+
+    def lip_features(self, crops: Tensor) -> Tensor:
+        """Mouths (..., 3, h, w) of consecutive frames -> (..., D) features."""
+        crops, shape = crops.flatten(0, -4), crops.shape[:-3]
+        return self.lip_trunk(F.interpolate(crops, (48, 64), mode="bilinear")).unflatten(0, shape)
+
+    @torch.inference_mode()
+    def states(self, frames: Tensor) -> Tensor:
+        """(N, 17): the columns of JUDGED."""
+        judged = torch.cat([self.state_trunk(f) for f in at_size(frames).split(64)])
+        return judged * self.std + self.mean
+
+    @torch.inference_mode()
+    def identity(self, frames: Tensor) -> Tensor:
+        """(N, 64) unit vectors; their dot product tells how much two faces are the same person."""
+        found = torch.cat([self.face_trunk(f) for f in at_size(frames).split(64)])
+        return F.normalize(found, dim=1)
+
+    @torch.inference_mode()
+    def events(self, states: Tensor) -> Tensor:
+        """Judged states (N, 17) of a clip -> probabilities (N, 9) of the classes EVENTS."""
+        x = ((states - self.mean) / self.std)[:, :len(STATE)]
+        return self.event_net(x.T[None])[0].softmax(0).T
+
+    def vocalisation(self, states: Tensor) -> str:
+        """"speech" or one of KINDS: what most of the clip's judged frames show, silence aside."""
+        return EVENTS[1 + self.events(states)[:, 1:].sum(0).argmax()]
+
+    @torch.inference_mode()
+    def lips(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Lip reading of a clip: probabilities (N, classes) of VISEME_CLASSES, features (N, 64)."""
+        crops = mouth(at_size(frames))
+        features = torch.cat([self.lip_features(c) for c in crops.split(64)])
+        return self.lip_net(features.T[None])[0].softmax(0).T, features
+
+
+def at_size(frames: Tensor) -> Tensor:
+    return frames if frames.shape[-1] == SIZE else F.interpolate(frames, (SIZE, SIZE), mode="area")
+
+
+def load_vae(folder: Path) -> VAE:
+    """The autoencoder that toy.train_vae wrote there, in the memory layout that is fastest here."""
+    path = folder / "vae.safetensors"
+    vae = VAE(from_dict(VAEConfig, json.loads(load_metadata(path)["config"]), str(path))).eval()
+    load_part(path, vae)
+    return vae.to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def through(vae: VAE, frames: Tensor) -> Tensor:
+    """Frames after the autoencoder."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return torch.cat([vae.to_images(vae.to_latents(f)).float() for f in frames.split(32)])
+
+
+# ---- What they learn from: uint8 pictures, half of them after the autoencoder ----
+
+@dataclass
+class Lessons:
+    """frames (I, 4, 3, 64, 64) of I people, with truth (I, 4, 17); sequences of mouths
+    (M, CHUNK, 3, h, w), with visemes (M, CHUNK); states of clips (K, N, 15), with events (K, N)."""
+
+    frames: Tensor
+    truth: Tensor
+    mouths: Tensor
+    visemes: Tensor
+    states: Tensor
+    events: Tensor
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    return ((images + 1) * 127.5).round().byte()
+
+
+def from_bytes(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1
+
+
+def truth(clip: Clip) -> Tensor:
+    """(N, 17): the columns of JUDGED."""
+    return torch.from_numpy(np.concatenate([clip.state, clip.mood], 1))
+
+
+def prepare(vae: VAE, people: int, clips: int) -> Lessons:
+    rng = np.random.default_rng(TRAIN)
+    kinds = [(None, "speech", KINDS[i // 3 % len(KINDS)])[i % 3] for i in range(clips)]
+    made = [make_clip(TRAIN + i, "train", 4.0, kind) for i, kind in enumerate(kinds)]
+    every = torch.cat([truth(clip) for clip in made])                       # (all frames, 17)
+    chosen = every[torch.from_numpy(rng.integers(0, len(every), (people, 4)))]
+    faces = torch.empty(people, 4, 3, SIZE, SIZE, dtype=torch.uint8)
+    for some_faces, states in zip(faces.split(16), chosen[..., :len(STATE)].split(16)):
+        identity = np.stack([random_identity(rng) for _ in states]).repeat(4, axis=0)
+        images = draw(torch.from_numpy(identity), states.flatten(0, 1), SIZE)
+        images = images.unflatten(0, (-1, 4))                               # (16, 4, 3, h, w)
+        some_faces[:, :2] = to_bytes(images[:, :2])
+        decoded = through(vae, images[:, 2:].flatten(0, 1))
+        some_faces[:, 2:] = to_bytes(decoded).unflatten(0, (-1, 2))
+    mouths, visemes = [], []
+    for i, clip in enumerate(made[:clips // 3]):
+        for start in range(0, len(clip.state), CHUNK):        # a new person for each piece
+            part = slice(start, start + CHUNK)
+            identity = torch.from_numpy(random_identity(rng))
+            images = draw(identity, torch.from_numpy(clip.state[part]), SIZE)
+            mouths.append(to_bytes(mouth(through(vae, images) if i % 2 else images)))
+            visemes.append(torch.from_numpy(clip.viseme[part]))
+    return Lessons(faces, chosen, torch.stack(mouths), torch.stack(visemes),
+                   torch.from_numpy(np.stack([c.state for c in made])),
+                   torch.from_numpy(np.stack([c.event for c in made])))
+
+
+def some(n: int, of: int) -> Tensor:
+    return torch.randint(of, (n,))
+
+
+def varied(images: Tensor) -> Tensor:
+    """Other brightness and contrast, and noise, so that small faults of a picture do not matter."""
+    gain, bias = torch.randn(2, len(images), 1, 1, 1) * .05
+    return images * (1 + gain) + bias + .03 * torch.randn_like(images)
+
+
+def state_loss(judges: Judges, lessons: Lessons) -> Tensor:
+    i, j = some(64, len(lessons.frames)), some(64, 4)
+    target = (lessons.truth[i, j] - judges.mean) / judges.std
+    judged = judges.state_trunk(varied(from_bytes(lessons.frames[i, j])))
+    return F.smooth_l1_loss(judged, target, beta=.3)
+
+
+def face_loss(judges: Judges, lessons: Lessons) -> Tensor:
+    """Two frames of each of 48 people: each must find its partner."""
+    i = torch.randperm(len(lessons.frames))[:48]
+    pair = torch.rand(48, 4).argsort(1)[:, :2]
+    images = from_bytes(lessons.frames[i[:, None], pair]).flatten(0, 1)
+    a, b = F.normalize(judges.face_trunk(images), dim=1).unflatten(0, (48, 2)).unbind(1)
+    logits, own = a @ b.T / .07, torch.arange(48)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def lip_loss(judges: Judges, lessons: Lessons) -> Tensor:
+    i = some(6, len(lessons.mouths))
+    crops = varied(from_bytes(lessons.mouths[i]).flatten(0, 1)).unflatten(0, (6, CHUNK))
+    logits = judges.lip_net(judges.lip_features(crops).transpose(1, 2))     # (B, classes, CHUNK)
+    return F.cross_entropy(logits, lessons.visemes[i])
+
+
+def event_loss(judges: Judges, lessons: Lessons, error: Tensor) -> Tensor:
+    """Sees true states with the regressor's `error` (15,), half of it constant over the clip."""
+    i, n = some(16, len(lessons.states)), len(STATE)
+    noise = torch.randn(16, 1, n) + torch.randn(16, lessons.states.shape[1], n)
+    x = (lessons.states[i] + .7 * error * noise - judges.mean[:n]) / judges.std[:n]
+    frequency = lessons.events.flatten().bincount(minlength=len(EVENTS)).float()
+    logits = judges.event_net(x.transpose(1, 2))                            # (B, classes, N)
+    return F.cross_entropy(logits, lessons.events[i], frequency.clamp(min=1) ** -.5)
+
+
+def fit(name: str, parts: list[nn.Module], loss: Callable[[], Tensor], seconds: float) -> None:
+    optimizer = torch.optim.AdamW(nn.ModuleList(parts).parameters(), weight_decay=1e-3)
+    start, step, running = time.monotonic(), 0, 0.0
+    while (progress := (time.monotonic() - start) / seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1, (step + 1) / 50) * math.cos(progress * math.pi / 2) ** 2
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        step += 1
+        running += (value.item() - running) * max(.02, 1 / step)
+    print(f"{name}: {step} steps, loss {running:.3f}", flush=True)
+
+
+def train(judges: Judges, lessons: Lessons, seconds: float) -> None:
+    flat = lessons.truth.flatten(0, 1)
+    judges.mean, judges.std = flat.mean(0), flat.std(0)
+    fit("states", [judges.state_trunk], lambda: state_loss(judges, lessons), .45 * seconds)
+    fit("identity", [judges.face_trunk], lambda: face_loss(judges, lessons), .15 * seconds)
+    lip_parts = [judges.lip_trunk, judges.lip_net]
+    fit("lips", lip_parts, lambda: lip_loss(judges, lessons), .3 * seconds)
+    error = judges.states(from_bytes(lessons.frames[:200].flatten(0, 1))) - flat[:800]
+    error = error.square().mean(0).sqrt()[:len(STATE)]
+    fit("events", [judges.event_net], lambda: event_loss(judges, lessons, error), .1 * seconds)
+
+
+# ---- Their own error, on people, voices and sentences they never met ----
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
+
+
+def measure(judges: Judges, vae: VAE, speech: int, each: int) -> dict[str, dict[str, float]]:
+    """Figures on 3 s clips of the test split: `speech` of speech, `each` of each vocalisation."""
+    kinds = ["speech"] * speech + list(KINDS) * each
+    clips = [make_clip(TEST + i, "test", 3.0, kind) for i, kind in enumerate(kinds)]
+    drawn = [frames(c, np.arange(len(c.state)), SIZE) for c in clips]
+    visemes = torch.cat([torch.from_numpy(c.viseme) for c in clips[:speech]])
+    true = torch.cat([truth(c) for c in clips[:speech]])
+    gallery = judges.identity(torch.cat([d[:1] for d in drawn]))
+    report = {}
+    for name, videos in zip(BOTH, (drawn, [through(vae, d) for d in drawn])):
+        states = [judges.states(video) for video in videos]
+        found = [judges.vocalisation(s) for s in states]
+        right = [f == k for f, k in zip(found, kinds)]
+        named = torch.cat([judges.lips(video)[0].argmax(1) for video in videos[:speech]]) == visemes
+        probes = torch.cat([judges.identity(video[-1:]) for video in videos])
+        judged = torch.cat(states[:speech])
+        pairs = list(zip(JUDGED, judged.T, true.T))
+        report[name] = {f"{column} r": correlation(a, b) for column, a, b in pairs}
+        report[name] |= {f"{column} rmse": F.mse_loss(a, b).sqrt().item() for column, a, b in pairs}
+        nearest = (probes @ gallery.T).argmax(1)
+        report[name] |= {
+            "right face": (nearest == torch.arange(len(clips))).float().mean().item(),
+            "vocalisation accuracy": sum(right[speech:]) / (len(kinds) - speech),
+            "speech taken for one": 1 - sum(right[:speech]) / speech,
+            "viseme accuracy": named.float().mean().item(),
+            "viseme accuracy, no silence": named[visemes > 0].float().mean().item()}
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m toy.judges", description="Trains the judges.")
+    parser.add_argument("--minutes", type=float, default=8, help="after about 4 of drawing")
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="has vae.safetensors")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    vae, judges, start = load_vae(args.out), Judges(), time.monotonic()
+    lessons = prepare(vae, people=4000, clips=600)
+    print(f"{4 * len(lessons.frames)} faces, {CHUNK * len(lessons.mouths)} mouths,"
+          f" {len(lessons.states)} clips: {time.monotonic() - start:.0f} s", flush=True)
+    train(judges, lessons, 60 * args.minutes)
+    judges.eval()
+    report = measure(judges, vae, speech=40, each=6)
+    save_part(args.out / "judges.safetensors", judges.state_dict(), report=report)
+    print(f"{'':28} " + " ".join(f"{name:>8}" for name in BOTH))
+    for key in report["drawn"]:
+        print(f"{key:28} " + " ".join(f"{report[name][key]:8.3f}" for name in BOTH))
+
+
+if __name__ == "__main__":
+    main()
