@@ -8,11 +8,14 @@ frame lasts 640 samples. What a user gave wrong is an `InputError`: one line, ex
 import argparse
 import os
 import re
+import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 import wave as wav_file
 from collections.abc import Callable, Iterable, Iterator
@@ -173,13 +176,20 @@ def check_output(path: Path | str, endings: tuple[str, ...], option: str) -> Pat
     return path
 
 
+_unfinished: set[str] = set()       # temporary folders, for an end by signal
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of `path` when the block ends well, else disappears."""
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        os.replace(temporary, path)
+        _unfinished.add(folder)
+        try:
+            temporary = Path(folder) / path.name
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            _unfinished.discard(folder)
 
 
 def write_video(path: Path | str, frames: Iterable[np.ndarray], wave: np.ndarray,
@@ -239,22 +249,43 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message.removeprefix("argument "))
 
 
+@contextmanager
+def _signals_end_the_process() -> Iterator[None]:
+    """Ctrl-C and SIGTERM leave with 130 and 143 at once, and take unfinished files along.
+
+    A thread does it: an exception in the main thread would wait for the end of a long computation,
+    and is sometimes swallowed by a library that is just being imported.
+    """
+    def watch() -> None:
+        while number := reader.recv(1):
+            if number[0] in before:
+                for folder in tuple(_unfinished):
+                    shutil.rmtree(folder, ignore_errors=True)
+                os._exit(128 + number[0])
+
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signals = signal.SIGINT, signal.SIGTERM
+    before = {each: signal.signal(each, lambda *_: None) for each in signals}
+    woken = signal.set_wakeup_fd(writer.fileno())
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(woken)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        writer.close()                              # which ends the thread
+
+
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Calls a script's `main(argv)`; returns its exit status, with one line on stderr if it failed.
 
-    0 done, 2 bad input, 1 trouble with the machine (disk, memory). Ctrl-C and SIGTERM leave with
-    130 and 143 by way of SystemExit, so that temporary files are removed on the way out.
+    0 done, 2 bad input, 1 trouble with the machine (disk, memory); a signal ends the process.
     """
-    def stop(number, frame):
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)     # cleaning up is not to be interrupted again
-        raise SystemExit(128 + number)
-
-    before = {}
     try:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            before[each] = signal.signal(each, stop)
-        main(argv)
+        with _signals_end_the_process():
+            main(argv)
         return 0
     except InputError as error:
         status, line = 2, str(error)
@@ -264,8 +295,5 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         if not re.search("out of memory|can't allocate memory", str(error)):
             raise
         status, line = 1, f"out of memory: {error}"
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
     return status
