@@ -1,0 +1,57 @@
+"""The picture and the sound that `sample.py` uses by default: `python -m toy.example [assets]`.
+
+Drawn and spoken in the toy world by a person, a voice and sentences that no model is trained on: a sentence, a laugh,
+another sentence, 8 seconds in all.
+"""
+
+import argparse
+import subprocess
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import torch
+from PIL import Image
+
+from media import SAMPLE_RATE
+from toy import faces, voices, world
+from toy.vocalisations import vocalise
+
+PERSON, VOICE, SECONDS = 16, 1, 8.0
+
+
+def sound() -> np.ndarray:
+    """Speech with a laugh in it, (128000,) float32."""
+    rng = np.random.default_rng(VOICE)
+    voice = voices.random_voice(rng, "test")
+    parts, quiet = [], np.zeros(round(0.15 * SAMPLE_RATE), np.float32)
+    for item in ("speech", "laugh", "speech", "speech", "speech"):
+        if item == "speech":
+            parts.append(voices.speak(voices.random_sentence(rng, "test"), voice).wave)
+        else:
+            parts.append(vocalise(item, rng, voice.pitch_hz)[0])
+        parts.append(quiet)
+    wave = np.concatenate([quiet, *parts])[: round(SECONDS * SAMPLE_RATE)]
+    return np.pad(wave, (0, round(SECONDS * SAMPLE_RATE) - len(wave)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("assets"))
+    folder = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+
+    rng = np.random.default_rng((PERSON, world.SPLITS.index("test")))
+    picture = faces.draw(
+        torch.from_numpy(faces.random_identity(rng)), torch.as_tensor(faces.REST)[None], 256)
+    Image.fromarray(world.to_bytes(picture)[0]).save(folder / "face.png")
+
+    samples = (np.clip(sound(), -1, 1) * 32767).astype("<i2").tobytes()
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "s16le", "-ar", str(SAMPLE_RATE),
+               "-ac", "1", "-i", "pipe:0", str(folder / "speech.flac")]
+    subprocess.run(command, input=samples, check=True)
+    print(f"wrote {folder / 'face.png'} and {folder / 'speech.flac'}")
+
+
+if __name__ == "__main__":
+    main()
