@@ -259,6 +259,14 @@ def cut(wave: Tensor, start: int, stop: int) -> Tensor:
     return F.pad(inside, (left, stop - start - left - len(inside)))
 
 
+def speech_view(wave: Tensor) -> Tensor:
+    """(B, 640 n + 2 MARGIN) -> (B, 640 n + 80): what the 2 n speech features of n frames are to see.
+
+    A feature sees 400 samples, centred on the 320 for which it stands: 40 more on each side.
+    """
+    return wave[:, MARGIN - 40 : 40 - MARGIN]
+
+
 def nearest(count: int, wanted: int) -> Tensor:
     """Which of `count` features each of `wanted` tokens takes in the released way: (wanted,)."""
     return torch.arange(wanted) * count // wanted
@@ -309,11 +317,8 @@ class AudioEncoder(nn.Module):
         return torch.cat([speech[:n], events[:n]], -1)
 
     def speech_aligned(self, wave: Tensor) -> Tensor:
-        """(B, n, 2, C) speech features of sound (B, 640 n + 240), n frames with a margin around.
-
-        A feature sees 400 samples, centred on the 320 for which it stands: 40 more on each side.
-        """
-        wave = wave[:, MARGIN - 40 : 40 - MARGIN]
+        """(B, n, 2, C) speech features of sound (B, 640 n + 240), n frames with a margin around."""
+        wave = speech_view(wave)
         if self.config.speech == "wav2vec2":
             wave = normalise(wave)
         return self.speech(wave).last_hidden_state.unflatten(1, (-1, 2))

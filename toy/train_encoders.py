@@ -1,0 +1,245 @@
+"""Trains the tiny WavLM and BEATs on toy sound with labels: `python -m toy.train_encoders`, 15 minutes on one core.
+
+The paper's encoders come pretrained and frozen; these stand in for them. WavLM learns what is said: the phoneme at
+each 20 ms token and at its neighbours, and the lips that go with it, so that a single token tells a mouth that is
+co-articulated. BEATs learns the kind of sound event and the gesture that goes with it. Both hear chunks cut as
+`AudioEncoder` cuts them. Writes `wavlm.safetensors` and `beats.safetensors` (fp16), and prints what they know of
+voices, sentences and vocalisations that they have never heard.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audio import MARGIN, AudioConfig, AudioEncoder, cut, fbank, speech_view
+from checkpoint import load_part, save_part
+from media import FRAME_SAMPLES, SAMPLE_RATE
+from toy.faces import STATE
+from toy.vocalisations import KINDS
+from toy.voices import PHONEMES
+from toy.world import EVENTS, Clip, make_clip
+
+LR, EAR_LR, WARM_UP = 4e-3, 8e-3, 60
+BATCH_FRAMES = 960  # four whole chunks; short ones, whose attention is cheaper, for the first part of the training
+SHORT, SHORT_PART = 60, .75  # frames; share of the time
+OFFSETS = (-4, -2, 0, 2, 4)  # of the phonemes that a token is to know, in tokens of 20 ms
+LIPS = [STATE.index(name) for name in ("jaw", "width", "rounding", "bite", "tongue")]
+GESTURE = [STATE.index(name) for name in ("jaw", "cheek", "eye_open", "brow_height", "head_y")]
+
+
+def kind_of(seed: int) -> str | None:
+    """Every fifth clip holds one vocalisation only: in the ordinary mix they are rare."""
+    return KINDS[seed // 5 % len(KINDS)] if seed % 5 == 0 else None
+
+
+def chunk_of(clip: Clip, rng: np.random.Generator, n: int) -> tuple[Tensor, ...]:
+    """A chunk of n frames as `AudioEncoder` cuts it: from within a recording, or running into its end.
+
+    Returns sound (640 n + 2 MARGIN,) of random loudness, phonemes (2 n,), events (n,), state (n, S) and which frames
+    lie within the recording (n,).
+    """
+    frames = len(clip.event)
+    start = rng.integers(0, frames - n + 1)
+    stop = frames if rng.random() < .7 else start + rng.integers(n // 8, n)
+    wave = torch.from_numpy(clip.wave[: stop * FRAME_SAMPLES]).float()
+    sound = cut(wave, start * FRAME_SAMPLES - MARGIN, (start + n) * FRAME_SAMPLES + MARGIN)
+    loudest = 1 / sound.abs().max().clamp(min=1e-3).item()
+    gain = min(math.exp(rng.uniform(math.log(.2), math.log(2))), loudest)
+
+    def frames_of(track: np.ndarray, per_frame: int = 1) -> Tensor:
+        part = torch.from_numpy(track[start * per_frame : min(stop, start + n) * per_frame])
+        return F.pad(part, (0, 0) * (part.dim() - 1) + (0, n * per_frame - len(part)))
+
+    heard = frames_of(np.ones(frames, bool))
+    return (sound * gain, frames_of(clip.phoneme, 2), frames_of(clip.event), frames_of(clip.state), heard)
+
+
+def squared_error(predicted: Tensor, state: Tensor, columns: list[int], heard: Tensor) -> Tensor:
+    """Of some columns of the state, within the recordings, in units of each column's variance."""
+    truth = state[..., columns][heard]
+    return ((predicted[heard] - truth).square().mean(0) / truth.var(0).clamp(min=1e-3)).mean()
+
+
+class SpectrumHead(nn.Module):
+    """What WavLM's convolutions (B, 2 n, C) are trained to tell first: the log spectrum (128 mel bands) of the very
+    samples that each feature sees. From the waveform alone they would find phonemes only slowly."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.spectrum = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 128))
+
+    def loss(self, features, sound, *_) -> Tensor:
+        spectrum = (fbank(speech_view(sound))[:, ::2] - 15) / 6.5  # (B, 2 n, 128): every 20 ms, about unit variance
+        return F.mse_loss(self.spectrum(features), spectrum)
+
+
+class PhonemeHead(nn.Module):
+    """What WavLM's features (B, n, 2, C) are trained to tell by linear maps."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.phonemes = nn.Linear(width, len(OFFSETS) * len(PHONEMES))
+        self.lips = nn.Linear(width, len(LIPS))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores (B, 2 n, offset, phoneme)."""
+        return self.phonemes(features.flatten(1, 2)).unflatten(-1, (len(OFFSETS), -1))
+
+    def loss(self, features, sound, phoneme, event, state, heard) -> Tensor:
+        reach = OFFSETS[-1]
+        padded = F.pad(phoneme, (reach, reach), value=-100)  # no phoneme known there
+        wanted = torch.stack([padded[:, reach + o : reach + o + phoneme.shape[1]] for o in OFFSETS], -1)
+        phonemes = F.cross_entropy(self(features).flatten(0, 2), wanted.flatten())
+        return phonemes + squared_error(self.lips(features.mean(2)), state, LIPS, heard)
+
+
+class EventHead(nn.Module):
+    """What BEATs' features (B, n, 2, C) are trained to tell by linear maps."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.events = nn.Linear(width, len(EVENTS))
+        self.gesture = nn.Linear(width, len(GESTURE))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores (B, n, event)."""
+        return self.events(features.mean(2))
+
+    def loss(self, features, sound, phoneme, event, state, heard) -> Tensor:
+        events = F.cross_entropy(self(features).flatten(0, 1), event.flatten())
+        return events + .5 * squared_error(self.gesture(features.mean(2)), state, GESTURE, heard)
+
+
+def fit(name: str, encode: Callable[[Tensor], Tensor], head: nn.Module, encoder: nn.Module, clips: list[Clip],
+        chunk: int, minutes: float, lr: float = LR) -> int:
+    """Trains `encoder`, whose features `encode` gives for a batch of chunks, and `head`; returns the steps done.
+
+    Minutes are of processor time, so that the result does not depend on what else runs.
+    """
+    rng = np.random.default_rng(0)
+    encoder.requires_grad_(True)
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=.01)
+    start = reported = time.process_time()
+    step, seconds, running = 0, 0.0, 0.0
+    while seconds < 60 * minutes:
+        decay = math.cos(seconds / (60 * minutes) * math.pi / 2) ** 2
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1, (step + 1) / WARM_UP) * (.01 + .99 * decay)
+        n = SHORT if seconds < SHORT_PART * 60 * minutes else chunk
+        picked = (clips[i] for i in rng.integers(len(clips), size=BATCH_FRAMES // n))
+        batch = [torch.stack(x) for x in zip(*(chunk_of(clip, rng, n) for clip in picked), strict=True)]
+        with torch.autocast("cpu", torch.bfloat16):
+            features = encode(batch[0])
+        loss = head.loss(features.float(), *batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        step += 1
+        running += (loss.item() - running) * max(.02, 1 / step)
+        now = time.process_time()
+        seconds = now - start
+        if now - reported > 20 or seconds >= 60 * minutes:
+            print(f"{name}  {seconds / 60:5.1f} min  step {step}  loss {running:.3f}  {step / seconds:.2f} steps/s",
+                  flush=True)
+            reported = now
+    encoder.requires_grad_(False)
+    return step
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1].item()
+
+
+def share(right: Tensor) -> float:
+    return right.double().mean().item()
+
+
+@torch.no_grad()
+def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Clip],
+             unheard: list[Clip]) -> dict[str, float]:
+    """What the frozen encoders tell of whole unheard clips; a linear read-out of the mouth is fitted to `clips`."""
+    def tokens_of(some: list[Clip]) -> Tensor:
+        return torch.cat([encoder(torch.from_numpy(clip.wave).float()) for clip in some])  # (N, 2, D)
+
+    def all_of(name: str, some: list[Clip]) -> Tensor:
+        return torch.cat([torch.from_numpy(getattr(clip, name)) for clip in some])
+
+    def with_bias(tokens: Tensor) -> Tensor:
+        return F.pad(tokens.mean(1), (0, 1), value=1).double()  # (N, D + 1)
+
+    width, tokens = encoder.config.wavlm.hidden_size, tokens_of(unheard)
+    phoneme, event, state = (all_of(name, unheard) for name in ("phoneme", "event", "state"))
+    speech = event <= EVENTS.index("speech")
+    figures = {}
+    if "wavlm" in heads:
+        right = heads["wavlm"](tokens[None, ..., :width])[0, :, OFFSETS.index(0)].argmax(-1) == phoneme
+        figures |= {"phonemes right, 20 ms tokens": share(right), "the same without silence": share(right[phoneme > 0])}
+    if "beats" in heads:
+        right = heads["beats"](tokens[None, ..., width:])[0].argmax(-1) == event
+        figures |= {"events right, frames": share(right), "vocalisations right": share(right[~speech])}
+    x = with_bias(tokens_of(clips))
+    ridge = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1]), x.T @ all_of("state", clips).double())  # (D + 1, S)
+    read = with_bias(tokens) @ ridge
+    for name in ("jaw", "width", "rounding"):
+        column = STATE.index(name)
+        figures[f"correlation of {name}"] = correlation(read[:, column], state[:, column])
+        figures[f"correlation of {name}, speech"] = correlation(read[speech, column], state[speech, column])
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=6, help="core minutes of training for each of the two")
+    parser.add_argument("--clips", type=int, default=1500, help="clips of 10 s to train on, 0.05 s each to make")
+    parser.add_argument("--part", choices=("wavlm", "beats"), help="train only this one")
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    args.out.mkdir(parents=True, exist_ok=True)
+    config = AudioConfig.tiny()
+    encoder = AudioEncoder(config)
+
+    clips = []
+    for seed in range(args.clips):
+        clips.append(make_clip(seed, "train", 10, kind_of(seed)))
+        clips[-1].wave = clips[-1].wave.astype(np.float16)  # half the memory
+    print(f"{args.clips} clips in {time.process_time():.0f} s", flush=True)
+
+    def hear(sound: Tensor) -> Tensor:
+        return encoder.speech.feature_extractor(speech_view(sound)).mT  # (B, 2 n, C)
+
+    heads = {}
+    parts = {"wavlm": (encoder.speech, encoder.speech_aligned, PhonemeHead, config.wavlm),
+             "beats": (encoder.events, encoder.events_aligned, EventHead, config.beats)}
+    for name, (part, encode, head_class, sizes) in parts.items():
+        path = args.out / f"{name}.safetensors"
+        if args.part in (None, name):
+            if name == "wavlm":
+                fit("ears", hear, SpectrumHead(sizes.conv_dim[-1]), part.feature_extractor, clips,
+                    config.chunk_frames, args.minutes / 6, EAR_LR)
+            heads[name] = head_class(encoder.config.width // 2)
+            step = fit(name, encode, heads[name], part, clips, config.chunk_frames, args.minutes)
+            save_part(path, part.state_dict(), config=asdict(sizes), step=step, minutes=args.minutes, clips=args.clips)
+        if path.exists():
+            load_part(path, part)  # judged as it is kept, rounded to fp16
+
+    unheard = [make_clip(seed, "test", 20, kind_of(seed)) for seed in range(30)]
+    start = time.process_time()
+    for name, value in evaluate(encoder, heads, clips[:80], unheard).items():
+        print(f"{name:32} {value:.3f}")
+    seconds = sum(len(clip.wave) for clip in clips[:80] + unheard) / SAMPLE_RATE
+    print(f"seconds of sound heard a second  {seconds / (time.process_time() - start):.0f}")
+
+
+if __name__ == "__main__":
+    main()
