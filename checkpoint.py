@@ -20,14 +20,16 @@ T = TypeVar("T")
 
 
 def from_dict(cls: type[T], values: dict, where: str) -> T:
-    """A dataclass from its JSON form, nested ones too. Raises InputError for unknown or missing fields."""
+    """A dataclass from its JSON form, nested ones too. Raises InputError if the fields differ."""
     if not isinstance(values, dict):
         raise InputError(f"{where}: an object is expected, not {json.dumps(values)[:40]}")
     hints = get_type_hints(cls)
     names = {f.name for f in fields(cls)}
-    for kind, wrong in (("unknown", sorted(set(values) - names)), ("missing", sorted(names - set(values)))):
+    unknown, missing = sorted(set(values) - names), sorted(names - set(values))
+    for kind, wrong in (("unknown", unknown), ("missing", missing)):
         if wrong:
-            raise InputError(f"{where}: {kind} field {wrong[0]!r}; use a config.json written by this version")
+            raise InputError(f"{where}: {kind} field {wrong[0]!r}; use a config.json written by "
+                             "this version")
     result = {}
     for name, value in values.items():
         if is_dataclass(hints[name]):
@@ -39,7 +41,7 @@ def from_dict(cls: type[T], values: dict, where: str) -> T:
 
 
 def load_config(cls: type[T], folder: str | Path) -> T:
-    """The dataclass `cls` from `folder`/config.json. Raises InputError if it is missing or does not fit."""
+    """The dataclass `cls` from `folder`/config.json. Raises InputError where it does not fit."""
     path = Path(folder) / "config.json"
     if not Path(folder).is_dir():
         raise InputError(f"--weights {folder}: no such folder; give one that holds config.json")
@@ -56,23 +58,25 @@ def load_config(cls: type[T], folder: str | Path) -> T:
 
 
 def load_part(path: str | Path, module: nn.Module) -> None:
-    """Loads a safetensors file into `module`, in the module's own precision. Raises InputError if the file is missing,
-    damaged, or not of this module: names and shapes must agree exactly."""
+    """Loads a safetensors file into `module`, in the module's own precision. Raises InputError if
+    it is missing, damaged, or not of this module: names and shapes must agree exactly."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: missing from the weights folder")
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged or not a safetensors file ({error}); get it again") from None
+        raise InputError(f"{path}: damaged or not a safetensors file ({error}); "
+                         "get it again") from None
     expected = module.state_dict()
     problems = [f"{k} is missing" for k in expected if k not in tensors]
     problems += [f"{k} does not belong" for k in tensors if k not in expected]
-    problems += [f"{k} is {tuple(tensors[k].shape)}, not {tuple(v.shape)}" for k, v in expected.items()
-                 if k in tensors and tensors[k].shape != v.shape]
+    problems += [f"{k} is {tuple(tensors[k].shape)}, not {tuple(v.shape)}"
+                 for k, v in expected.items() if k in tensors and tensors[k].shape != v.shape]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError(f"{path}: not the weights that config.json describes: {'; '.join(problems[:5])}{more}")
+        raise InputError(f"{path}: not the weights that config.json describes: "
+                         f"{'; '.join(problems[:5])}{more}")
     module.load_state_dict(tensors)
 
 
@@ -85,11 +89,13 @@ def load_metadata(path: str | Path) -> dict[str, str]:
         raise InputError(f"{path}: damaged or not a safetensors file ({error})") from None
 
 
-def save_part(path: str | Path, tensors: dict[str, Tensor], half: bool = True, **metadata: object) -> None:
+def save_part(path: str | Path, tensors: dict[str, Tensor], half: bool = True,
+              **metadata: object) -> None:
     """Writes a state dict, in fp16 if `half`, with `metadata` (as JSON) in the header."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
-    kept = {k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous() for k, v in tensors.items()}
+    kept = {k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
+            for k, v in tensors.items()}
     save_file(kept, temporary, {k: json.dumps(v) for k, v in metadata.items()})
     os.replace(temporary, path)
 
@@ -103,7 +109,7 @@ def save_text(path: str | Path, text: str) -> None:
 
 
 def save_state(path: str | Path, state: dict) -> None:
-    """Writes an optimizer's and other training state (tensors and plain numbers), read again by `load_state`."""
+    """Writes training state (tensors and plain values), read again by `load_state`."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.partial")
     torch.save(state, temporary)
@@ -115,4 +121,5 @@ def load_state(path: str | Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{path}: not a training state of this program ({type(error).__name__})") from None
+        raise InputError(
+            f"{path}: not a training state of this program ({type(error).__name__})") from error

@@ -1,8 +1,8 @@
 """Training data: clips from a source, cut into windows that both stages learn from.
 
-A source yields clips (sound, frames, valence and arousal, portraits of the same person); `prepare` turns them once
-into a cache of windows: latents, tokens of the frozen encoders, moods, and the pixels for the pixel loss. The drawn
-world is the default source, a folder of videos the other.
+A source yields clips (sound, frames, valence and arousal, portraits of the same person); `prepare`
+turns them once into a cache of windows: latents, tokens of the frozen encoders, moods, and the
+pixels for the pixel loss. The drawn world is the default source, a folder of videos the other.
 """
 
 import csv
@@ -38,10 +38,12 @@ class Recording(Protocol):
 
 
 class FolderSource:
-    """A folder of videos with sound. NAME.csv beside NAME.mp4 gives seconds, valence, arousal; neutral without."""
+    """A folder of videos with sound. NAME.csv beside NAME.mp4 gives valence and arousal, a row a
+    frame; neutral without."""
 
     def __init__(self, folder: str | Path, size: int):
-        self.paths = sorted(p for p in Path(folder).glob("*") if p.suffix in (".mp4", ".mov", ".mkv", ".webm"))
+        endings = (".mp4", ".mov", ".mkv", ".webm")
+        self.paths = sorted(p for p in Path(folder).glob("*") if p.suffix in endings)
         self.size = size
         if not self.paths:
             raise InputError(f"--data {folder}: no video in it (.mp4, .mov, .mkv or .webm)")
@@ -57,22 +59,26 @@ class FolderClip:
         n = min(len(self.pixels), -(-len(wave) // SAMPLES_PER_FRAME))
         self.wave = np.pad(wave, (0, SAMPLES_PER_FRAME))[:n * SAMPLES_PER_FRAME]
         curve = "neutral"
-        if path.with_suffix(".csv").exists():
-            with open(path.with_suffix(".csv"), newline="", encoding="utf-8") as file:
+        table = path.with_suffix(".csv")
+        if table.exists():
+            with open(table, newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
             try:
-                curve = np.array([[float(row["valence"]), float(row["arousal"])] for row in rows], np.float32)
-            except (KeyError, ValueError):
-                raise InputError(f"{path.with_suffix('.csv')}: a row a frame with valence and arousal is expected") from None
+                moods = [[float(row["valence"]), float(row["arousal"])] for row in rows]
+            except (KeyError, TypeError, ValueError):
+                raise InputError(
+                    f"{table}: a row a frame with valence and arousal is expected") from None
+            curve = np.array(moods, np.float32)
         self.mood = emotion_curve(curve, n)
 
     def frames(self, indices: list[int]) -> Tensor:
         return torch.from_numpy(self.pixels[indices]).permute(0, 3, 1, 2) / 127.5 - 1
 
     def portrait(self, rng: np.random.Generator, window: list[int]) -> Tensor:
-        # Outside the window's span where the clip is long enough: else the model copies mood and mouth from it.
-        n = len(self.mood)
-        outside = [t for t in range(n) if not window[0] <= t <= window[-1]] or [t for t in range(n) if t not in window]
+        # Outside the window's span if possible: else the model copies mood and mouth from it.
+        times = range(len(self.mood))
+        outside = [t for t in times if not window[0] <= t <= window[-1]]
+        outside = outside or [t for t in times if t not in window]
         return self.frames([int(rng.choice(outside))])[0]
 
 
@@ -108,7 +114,7 @@ FROZEN = ("vae", "wavlm", "beats")
 
 
 def load_frozen(folder: Path) -> KeyFace:
-    """The model of a weights folder with its autoencoder and encoders; both networks as initialised."""
+    """The model of a weights folder with its autoencoder and encoders; networks as initialised."""
     model = KeyFace(load_config(Config, folder))
     parts = model.parts()
     for name in FROZEN:
@@ -117,7 +123,7 @@ def load_frozen(folder: Path) -> KeyFace:
     return model
 
 
-# ---- windows ----------------------------------------------------------------------------------------------------
+# ---- windows ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -148,20 +154,22 @@ class Windows:
         """A random batch of single frames as windows of T = 1."""
         rows = torch.randint(len(self), (size,), generator=generator)
         times = torch.randint(self.latents.shape[1], (size,), generator=generator)
-        one = {name: getattr(self, name)[rows, times][:, None] for name in ("latents", "tokens", "mood", "pixels")}
+        one = {name: getattr(self, name)[rows, times][:, None]
+               for name in ("latents", "tokens", "mood", "pixels")}
         return Windows(identity=self.identity[rows], **one)
 
     def to(self, device: torch.device) -> "Windows":
         """On `device`, in float32 (pixels in [-1, 1])."""
-        values = {name: getattr(self, name).to(device).float() for name in self.__dataclass_fields__}
+        names = self.__dataclass_fields__
+        values = {name: getattr(self, name).to(device).float() for name in names}
         values["pixels"] = values["pixels"] / 127.5 - 1
         return Windows(**values)
 
 
 @torch.no_grad()
-def make_windows(source: FolderSource | ToySource, model: KeyFace, stage: StageConfig, clips: range, seed: int,
-                 per_clip: int) -> dict[str, Tensor]:
-    """`per_clip` windows of T frames, `stage.spacing` apart, from each of `clips`, as tensors of `Windows`."""
+def make_windows(source: FolderSource | ToySource, model: KeyFace, stage: StageConfig,
+                 clips: range, seed: int, per_clip: int) -> dict[str, Tensor]:
+    """`per_clip` windows of T frames, `stage.spacing` apart, of each clip: fields of `Windows`."""
     span = (stage.frames - 1) * stage.spacing + 1
     rows: dict[str, list[Tensor]] = {name: [] for name in Windows.__dataclass_fields__}
     for index in clips:
@@ -174,8 +182,8 @@ def make_windows(source: FolderSource | ToySource, model: KeyFace, stage: StageC
         for first in rng.choice(room + 1, min(per_clip, room + 1), replace=False):
             window = list(range(int(first), int(first) + span, stage.spacing))
             pictures = torch.cat([clip.portrait(rng, window)[None], clip.frames(window)])
-            noise = torch.from_numpy(rng.standard_normal((len(pictures), *stage.latent_shape), dtype=np.float32))
-            latents = model.vae.to_latents(pictures, noise)
+            noise = rng.standard_normal((len(pictures), *stage.latent_shape), dtype=np.float32)
+            latents = model.vae.to_latents(pictures, torch.from_numpy(noise))
             rows["identity"].append(latents[0].half())
             rows["latents"].append(latents[1:].half())
             rows["tokens"].append(sound[window].half())
@@ -184,17 +192,19 @@ def make_windows(source: FolderSource | ToySource, model: KeyFace, stage: StageC
     return {name: torch.stack(values) for name, values in rows.items()} if rows["latents"] else {}
 
 
-def _work(rank: int, workers: int, source: FolderSource | ToySource, weights: Path, stage: StageConfig, count: int,
-          first: int, seed: int, per_clip: int, path: Path) -> None:
+def _work(rank: int, workers: int, source: FolderSource | ToySource, weights: Path,
+          stage: StageConfig, count: int, first: int, seed: int, per_clip: int, path: Path) -> None:
     torch.set_num_threads(1)
     clips = range(first + rank, first + -(-count // per_clip), workers)
-    save_file(make_windows(source, load_frozen(weights), stage, clips, seed, per_clip), f"{path}.{rank}")
+    windows = make_windows(source, load_frozen(weights), stage, clips, seed, per_clip)
+    save_file(windows, f"{path}.{rank}")
 
 
-def prepare(path: Path, source: FolderSource | ToySource, weights: Path, stage: StageConfig, count: int, seed: int = 0,
-            per_clip: int = 2, first: int = 0, workers: int | None = None) -> Windows:
-    """About `count` windows for `stage`, read from `path` if an earlier run left them there, else made by several
-    processes and kept. Raises InputError where the clips are too short for a window."""
+def prepare(path: Path, source: FolderSource | ToySource, weights: Path, stage: StageConfig,
+            count: int, seed: int = 0, per_clip: int = 2, first: int = 0,
+            workers: int | None = None) -> Windows:
+    """About `count` windows for `stage`, read from `path` if an earlier run left them there, else
+    made by several processes and kept. Raises InputError where no clip is as long as a window."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         workers = workers or min(os.cpu_count() or 1, 16)
@@ -203,8 +213,10 @@ def prepare(path: Path, source: FolderSource | ToySource, weights: Path, stage: 
         shards = [load_file(f"{path}.{rank}") for rank in range(workers)]
         shards = [shard for shard in shards if shard]
         if not shards:
-            raise InputError(f"--data: no clip is long enough for a window of {(stage.frames - 1) * stage.spacing + 1} frames")
-        save_file({name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}, f"{path}.partial")
+            span = (stage.frames - 1) * stage.spacing + 1
+            raise InputError(f"--data: no clip is long enough for a window of {span} frames")
+        whole = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+        save_file(whole, f"{path}.partial")
         os.replace(f"{path}.partial", path)
         for rank in range(workers):
             os.remove(f"{path}.{rank}")

@@ -1,11 +1,13 @@
-"""The diffusion: noise levels, preconditioning, losses, guidance, sampler (paper section 3.1; keyface.md section 3).
+"""The diffusion: noise levels, preconditioning, losses, guidance, sampler (paper section 3.1).
 
-EDM (arXiv 2206.00364) with sigma_data = 1 and v-prediction, as in Stable Video Diffusion. Pure functions: a network is
-whatever `denoise(x, sigma)` is. Latents are (B, T, C, h, w), noise levels sigma (B,).
+EDM (arXiv 2206.00364) with sigma_data = 1 and v-prediction, as in Stable Video Diffusion. Pure
+functions: a network is whatever `denoise(x, sigma)` is. Latents are (B, T, C, h, w), noise levels
+sigma (B,).
 """
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -32,8 +34,9 @@ def draw_sigma(normal: Tensor, p_mean: float, p_std: float) -> Tensor:
 
 
 def schedule(steps: int, sigma_max: float = AYS[0]) -> Tensor:
-    """Falling noise levels and a final 0, float64. As in the released code steps = 10 takes the whole table and so
-    makes 11 evaluations; any other number resamples it to `steps` levels, linear in (index, ln sigma)."""
+    """Falling noise levels and a final 0, float64. As in the released code steps = 10 takes the
+    whole table and so makes 11 evaluations; any other number resamples it to `steps` levels,
+    linear in (index, ln sigma)."""
     table = np.log(AYS)
     if steps != 10:
         table = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(AYS)), table)
@@ -44,7 +47,7 @@ def schedule(steps: int, sigma_max: float = AYS[0]) -> Tensor:
 
 
 def latent_loss(denoised: Tensor, target: Tensor, sigma: Tensor, lambda_lower: float) -> Tensor:
-    """mean over C, h, w of lambda(sigma) w_lower (D - x0)^2; (B, T, C, h, w), sigma (B,) -> (B, T)."""
+    """mean of lambda(sigma) w_lower (D - x0)^2 a frame: (B, T, C, h, w), sigma (B,) -> (B, T)."""
     weight = torch.ones(target.shape[-2], 1, device=target.device)
     weight[target.shape[-2] // 2 :] = lambda_lower
     error = (weight * (denoised - target) ** 2).mean(dim=(2, 3, 4))
@@ -52,12 +55,12 @@ def latent_loss(denoised: Tensor, target: Tensor, sigma: Tensor, lambda_lower: f
 
 
 def pixel_loss(images: Tensor, originals: Tensor, sigma: Tensor) -> Tensor:
-    """mean of lambda(sigma) (image - original)^2 over everything; (B, 3, H, W), sigma (B,) -> scalar."""
+    """mean of lambda(sigma) (image - original)^2; (B, 3, H, W), sigma (B,) -> scalar."""
     return (loss_weight(sigma) * ((images - originals) ** 2).mean(dim=(1, 2, 3))).mean()
 
 
 def guide_keyframes(denoised: Tensor, id_guidance: float, audio_guidance: float) -> Tensor:
-    """D_0 + w_id (D_id - D_0) + w_aud (D_id,aud - D_id), from the three of them stacked along the batch."""
+    """D_0 + w_id (D_id - D_0) + w_aud (D_id,aud - D_id), of the three stacked along the batch."""
     neither, identity, both = denoised.chunk(3)
     return neither + id_guidance * (identity - neither) + audio_guidance * (both - identity)
 
@@ -73,12 +76,12 @@ def sample(
     sigmas: Tensor,
     after_step: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """Euler steps on the probability-flow ODE; yields x after every step, the last one is the sample.
+    """Euler steps on the probability-flow ODE; yields x after every step, the last is the sample.
 
-    denoise(x, sigma) -> D; noise is unit normal; sigmas fall to 0, so that the last step returns D itself.
+    denoise(x, sigma) -> D; noise is unit normal; sigmas fall to 0: the last step returns D itself.
     """
     x = noise * (1 + sigmas[0] ** 2).sqrt().to(noise.dtype)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+    for sigma, following in pairwise(sigmas):
         slope = (x - denoise(x, sigma.to(x.dtype))) / sigma.to(x.dtype)
         x = x + (following - sigma).to(x.dtype) * slope
         if after_step is not None:
@@ -87,13 +90,13 @@ def sample(
 
 
 def merge(segments: Tensor) -> Tensor:
-    """Segments laid one frame over the other, the shared frames averaged: (S, T, ...) -> ((S-1)(T-1)+T, ...)."""
+    """Segments laid end over end, shared frames averaged: (S, T, ...) -> ((S-1)(T-1)+T, ...)."""
     shared = share_ends(segments)
     return torch.cat([shared[:1, 0], shared[:, 1:].flatten(0, 1)])
 
 
 def share_ends(x: Tensor) -> Tensor:
-    """Sets the frame that neighbouring segments share to the mean of its two copies; (segments, T, C, h, w)."""
+    """Sets the frame that neighbouring segments share to its copies' mean: (S, T, C, h, w)."""
     x = x.clone()
     x[1:, 0] = x[:-1, -1] = (x[1:, 0] + x[:-1, -1]) / 2
     return x

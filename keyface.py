@@ -1,10 +1,12 @@
 """KeyFace (CVPR 2025, arXiv 2503.01715): one image and one sound to a talking face of any length.
 
-From top to bottom: the configuration, the two models (section 3.2 keyframes, 3.3 interpolation), their guided denoisers,
-the plan of a long video and its generator (3.4). The diffusion itself is in diffusion.py.
+From top to bottom: the configuration, the two models (section 3.2 keyframes, 3.3 interpolation),
+their guided denoisers, the plan of a long video and its generator (3.4). The diffusion itself is
+in diffusion.py.
 
-Alphabet: B clips, T = 14 frames a window, C = 4 latent channels, h x w latent pixels, N video frames, S = 13 the
-spacing of keyframes, D audio features. Latents are (B, T, C, h, w), images RGB in [-1, 1], sound 16 kHz mono.
+Alphabet: B clips, T = 14 frames a window, C = 4 latent channels, h x w latent pixels, N video
+frames, S = 13 the spacing of keyframes, D audio features. Latents are (B, T, C, h, w), images RGB
+in [-1, 1], sound 16 kHz mono.
 """
 
 import math
@@ -18,17 +20,29 @@ from torch import Tensor, nn
 
 from audio import AudioConfig, AudioEncoder
 from checkpoint import load_config, load_part
-from diffusion import (AYS, autoguide, draw_sigma, guide_keyframes, latent_loss, loss_weight, merge, pixel_loss, sample,
-                       scalings, schedule, share_ends)
+from diffusion import (
+    AYS,
+    autoguide,
+    draw_sigma,
+    guide_keyframes,
+    latent_loss,
+    loss_weight,
+    merge,
+    pixel_loss,
+    sample,
+    scalings,
+    schedule,
+    share_ends,
+)
 from emotion import emotion_curve
-from media import FPS, SAMPLE_RATE, InputError, read_audio, read_image
+from media import FPS, SAMPLE_RATE, read_audio, read_image
 from unet import UNet, UNetConfig, sinusoid
 from vae import VAE, VAEConfig, perceptual
 
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
 
 
-# ---- configuration ----------------------------------------------------------------------------------------------
+# ---- configuration ----------------------------------------------------------------------------
 
 
 @dataclass
@@ -41,13 +55,13 @@ class StageConfig:
     spacing: int = 13  # video frames from one element of a window to the next
     audio_dim: int = 1536  # D: WavLM + BEATs
     latent_shape: tuple[int, ...] = (4, 64, 64)  # (C, h, w)
-    condition_scale: float = 1 / 0.18215  # released: condition latents are VAE latents without the scale factor
-    blend: bool = False  # ours: the linear blend of the end latents under the learned mask embedding
+    condition_scale: float = 1 / 0.18215  # released: condition latents lack the VAE's scale factor
+    blend: bool = False  # ours: a linear blend of the end latents under the learned mask embedding
     p_mean: float = 1.0  # ln sigma ~ N(p_mean, p_std^2) in training
     p_std: float = 1.2
     sigma_max: float = AYS[0]
     lambda_lower: float = 3.0  # weight of the lower half of the latent rows: the mouth
-    pixel_weight: float = 1.0  # under lambda(sigma) the autoencoder's own error counts without bound: ours is less
+    pixel_weight: float = 1.0  # ours is less: times lambda(sigma) the VAE's own error is unbounded
     drop_identity: float = 0.1
     drop_audio: float = 0.2
 
@@ -58,12 +72,13 @@ class Config:
 
     keyframe: StageConfig = field(default_factory=StageConfig)
     interp: StageConfig = field(default_factory=lambda: StageConfig(
-        unet=UNetConfig(in_channels=9, emotion_dim=0), interpolation=True, spacing=1, lambda_lower=2.0, pixel_weight=0.0))
+        unet=UNetConfig(in_channels=9, emotion_dim=0), interpolation=True, spacing=1,
+        lambda_lower=2.0, pixel_weight=0.0))
     vae: VAEConfig = field(default_factory=VAEConfig.full)
     audio: AudioConfig = field(default_factory=AudioConfig.full)
     size: int = 512  # side of the image in pixels
-    dummy_first: bool = True  # the released model repeats the identity as a window's first frame: throw it away
-    average_shared: bool = False  # ours: neighbouring segments agree on the frame they share at every step
+    dummy_first: bool = True  # released: a window's first frame repeats the identity, thrown away
+    average_shared: bool = False  # ours: neighbouring segments agree on a shared frame at each step
     steps: int = 10
     id_guidance: float = 2.0
     audio_guidance: float = 5.0
@@ -75,17 +90,19 @@ class Config:
 
     @staticmethod
     def tiny() -> "Config":
-        """64 x 64 pixels, 2.4 million parameters a stage: trained from scratch in an hour on two CPU cores."""
-        common = dict(audio_dim=128, latent_shape=(4, 16, 16), condition_scale=1.0, p_mean=0.3, p_std=1.3, sigma_max=80.0)
+        """64 x 64 pixels, 2.4 million parameters a stage: trained in an hour on two CPU cores."""
+        common = {"audio_dim": 128, "latent_shape": (4, 16, 16), "condition_scale": 1.0,
+                  "p_mean": 0.3, "p_std": 1.3, "sigma_max": 80.0}
         return Config(
             keyframe=StageConfig(unet=UNetConfig.tiny(), pixel_weight=0.1, **common),
-            interp=StageConfig(unet=UNetConfig.tiny(in_channels=9, emotion_dim=0), interpolation=True, spacing=1,
-                               lambda_lower=2.0, pixel_weight=0.0, blend=True, **common),
-            vae=VAEConfig.tiny(), audio=AudioConfig.tiny(), size=64, dummy_first=False, average_shared=True,
-            id_guidance=1.5, audio_guidance=2.0, autoguidance=1.5)
+            interp=StageConfig(unet=UNetConfig.tiny(in_channels=9, emotion_dim=0), spacing=1,
+                               interpolation=True, lambda_lower=2.0, pixel_weight=0.0, blend=True,
+                               **common),
+            vae=VAEConfig.tiny(), audio=AudioConfig.tiny(), size=64, dummy_first=False,
+            average_shared=True, id_guidance=1.5, audio_guidance=2.0, autoguidance=1.5)
 
 
-# ---- the two models ---------------------------------------------------------------------------------------------
+# ---- the two models ---------------------------------------------------------------------------
 
 
 @dataclass
@@ -99,7 +116,8 @@ class Conditions:
     @staticmethod
     def stack(parts: list["Conditions"]) -> "Conditions":
         emotion = None if parts[0].emotion is None else torch.cat([p.emotion for p in parts])
-        return Conditions(torch.cat([p.concat for p in parts]), torch.cat([p.context for p in parts]), emotion)
+        return Conditions(torch.cat([p.concat for p in parts]),
+                          torch.cat([p.context for p in parts]), emotion)
 
     def part(self, s: slice) -> "Conditions":
         """The same of some of the clips; without emotion."""
@@ -107,11 +125,12 @@ class Conditions:
 
     def without(self, identity: bool = False, audio: bool = False) -> "Conditions":
         """The same with the identity or the audio dropped, that is, zero."""
-        return replace(self, concat=self.concat * (not identity), context=self.context * (not audio))
+        return replace(self, concat=self.concat * (not identity),
+                       context=self.context * (not audio))
 
 
 class Stage(nn.Module):
-    """A diffusion model of T frames: keyframes, or (config.interpolation) the frames between two of them."""
+    """A diffusion model of T frames: keyframes, or (config.interpolation) those between two."""
 
     def __init__(self, config: StageConfig):
         super().__init__()
@@ -121,10 +140,12 @@ class Stage(nn.Module):
         if config.interpolation:
             self.learned_mask = nn.Parameter(torch.zeros(config.latent_shape))
 
-    def conditions(self, latents: Tensor, audio: Tensor, valence: Tensor | None = None, arousal: Tensor | None = None,
-                   keep_identity: Tensor | None = None, keep_audio: Tensor | None = None) -> Conditions:
-        """Embeds what is known. latents: identity (B, C, h, w), or start and end (B, 2, C, h, w); audio (B, T, 2, D);
-        valence and arousal (B, T) in [-1, 1]; keep_* (B,) of 0 and 1 for dropping in training."""
+    def conditions(self, latents: Tensor, audio: Tensor, valence: Tensor | None = None,
+                   arousal: Tensor | None = None, keep_identity: Tensor | None = None,
+                   keep_audio: Tensor | None = None) -> Conditions:
+        """Embeds what is known. latents: identity (B, C, h, w), or start and end (B, 2, C, h, w);
+        audio (B, T, 2, D); valence and arousal (B, T) in [-1, 1]; keep_* (B,) of 0 and 1 for
+        dropping in training."""
         concat = latents.flatten(1, -3) * self.config.condition_scale  # (B, C or 2C, h, w)
         context = self.audio_proj(audio.mean(dim=2))  # (B, T, context width)
         # Dropped means zero after the embedder: zero tokens, not the bias of the linear layer.
@@ -135,12 +156,13 @@ class Stage(nn.Module):
         emotion = None
         if self.config.unet.emotion_dim:
             width = self.config.unet.emotion_dim // 2
-            emotion = torch.cat([sinusoid(valence, width), sinusoid(arousal, width)], dim=-1).flatten(0, 1)
+            emotion = torch.cat([sinusoid(valence, width), sinusoid(arousal, width)], dim=-1)
+            emotion = emotion.flatten(0, 1)  # (B*T, emotion width)
         return Conditions(concat, context, emotion)
 
     def attach(self, x: Tensor, concat: Tensor) -> Tensor:
-        """The network's input: noisy latents (B, T, C, h, w), already times c_in, with their condition channels,
-        which are not: (B*T, 8 or 9, h, w)."""
+        """The network's input: noisy latents (B, T, C, h, w), already times c_in, with their
+        condition channels, which are not: (B*T, 8 or 9, h, w)."""
         b, t, c, h, w = x.shape
         if not self.config.interpolation:
             return torch.cat([x, concat[:, None].expand(b, t, c, h, w)], dim=2).flatten(0, 1)
@@ -153,12 +175,14 @@ class Stage(nn.Module):
         known[:, [0, -1]] = 1
         return torch.cat([x, torch.cat([start, middle, end], dim=1), known], dim=2).flatten(0, 1)
 
-    def denoise(self, x: Tensor, sigma: Tensor, conditions: Conditions, images: bool = False) -> Tensor:
-        """D(x; sigma, conditions). x (B, T, C, h, w), sigma (B,). With `images` every frame stands alone (T = 1) and
-        the temporal half of the network is left out."""
+    def denoise(self, x: Tensor, sigma: Tensor, conditions: Conditions,
+                images: bool = False) -> Tensor:
+        """D(x; sigma, conditions). x (B, T, C, h, w), sigma (B,). With `images` every frame stands
+        alone (T = 1) and the temporal half of the network is left out."""
         b, t = x.shape[:2]
         c_skip, c_out, c_in, c_noise = (c.view(b, 1, 1, 1, 1) for c in scalings(sigma))
-        out = self.unet(self.attach(c_in * x, conditions.concat), c_noise.flatten().repeat_interleave(t),
+        out = self.unet(self.attach(c_in * x, conditions.concat),
+                        c_noise.flatten().repeat_interleave(t),
                         conditions.context, conditions.emotion, None if images else t)
         return c_skip * x + c_out * out.unflatten(0, (b, t))
 
@@ -167,9 +191,9 @@ class Stage(nn.Module):
              pixel_rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """The whole training objective (keyface.md sections 3, 6, 7).
 
-        target (B, T, C, h, w) clean latents; the conditions as in `conditions`; original (B, 3, H, W) the true
-        pixels of frame number `frame`, one for the batch, of the pixel loss, taken on the clips `pixel_rows`. Returns latent
-        and pixel loss.
+        target (B, T, C, h, w) clean latents; the conditions as in `conditions`; original
+        (B, 3, H, W) the true pixels of frame number `frame`, one for the batch, of the pixel loss,
+        taken on the clips `pixel_rows`. Returns latent and pixel loss.
         """
         c, b = self.config, len(target)
         sigma = draw_sigma(torch.randn(b, device=target.device), c.p_mean, c.p_std)
@@ -188,14 +212,15 @@ class Stage(nn.Module):
 
 
 def guidance_batch(known: Conditions, nothing: Conditions | None = None) -> Conditions:
-    """What the three evaluations of keyframe guidance are told: [neither, identity, identity and audio]."""
+    """What the evaluations of keyframe guidance are told: [neither, identity, both]."""
     nothing = nothing or known.without(identity=True, audio=True)
     return Conditions.stack([nothing, replace(known, context=nothing.context), known])
 
 
-def guided_keyframes(denoise: Callable, known: Conditions, id_guidance: float, audio_guidance: float,
-                     nothing: Conditions | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-    """A denoiser (x, sigma) -> D with two-condition guidance, three evaluations of `denoise` in one batch."""
+def guided_keyframes(denoise: Callable, known: Conditions, id_guidance: float,
+                     audio_guidance: float, nothing: Conditions | None = None,
+                     ) -> Callable[[Tensor, Tensor], Tensor]:
+    """A denoiser (x, sigma) -> D with two-condition guidance, three evaluations in one batch."""
     stacked = guidance_batch(known, nothing)
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
@@ -205,10 +230,11 @@ def guided_keyframes(denoise: Callable, known: Conditions, id_guidance: float, a
     return guided
 
 
-def guided_segments(denoise: Callable, known: Conditions, weight: float = 1.0, bad: Callable | None = None,
-                    bad_known: Conditions | None = None, batch: int = 4) -> Callable[[Tensor, Tensor], Tensor]:
-    """A denoiser (x, sigma) -> D of segments with autoguidance, or plain where there is no bad model; `batch` segments
-    at a time: more is no faster on a CPU and does not fit on a GPU."""
+def guided_segments(denoise: Callable, known: Conditions, weight: float = 1.0,
+                    bad: Callable | None = None, bad_known: Conditions | None = None,
+                    batch: int = 4) -> Callable[[Tensor, Tensor], Tensor]:
+    """A denoiser (x, sigma) -> D of segments with autoguidance, or plain where there is no bad
+    model; `batch` segments at a time: more is no faster on a CPU and does not fit on a GPU."""
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         parts = []
@@ -224,12 +250,12 @@ def guided_segments(denoise: Callable, known: Conditions, weight: float = 1.0, b
     return guided
 
 
-# ---- the plan of a long video (section 3.4; keyface.md section 9) -------------------------------------------------
+# ---- the plan of a long video (section 3.4; keyface.md section 9) ------------------------------
 
 
 @dataclass
 class Plan:
-    """Which video frame is made where, for N frames. Windows and segments lie on a fixed grid from frame 0."""
+    """Which of N video frames is made where: windows and segments on a fixed grid from frame 0."""
 
     total: int  # N
     spacing: int = 13
@@ -248,18 +274,19 @@ class Plan:
 
     @property
     def groups(self) -> int:
-        """Groups of segments: those of one window, the last of them to the first keyframe of the next."""
+        """Groups of segments: those of one window, the last to the next window's first keyframe."""
         return max(1, -(-(self.keyframes - 1) // self.per_window))
 
     def window(self, index: int) -> list[int]:
-        """Video frames of the T elements of keyframe window `index`; a dummy element sounds like frame 0."""
+        """Video frames of the T elements of window `index`; a dummy element sounds like frame 0."""
         first = index * self.per_window
         return [0] * self.dummy_first + [(first + i) * self.spacing for i in range(self.per_window)]
 
     def segments(self, group: int) -> list[tuple[int, int]]:
         """First and last video frame of each segment of a group."""
-        stop = min((group + 1) * self.per_window, self.keyframes - 1)
-        return [(k * self.spacing, (k + 1) * self.spacing) for k in range(group * self.per_window, stop)]
+        start = group * self.per_window
+        stop = min(start + self.per_window, self.keyframes - 1)
+        return [(k * self.spacing, (k + 1) * self.spacing) for k in range(start, stop)]
 
     @property
     def padded(self) -> int:
@@ -267,7 +294,7 @@ class Plan:
         return self.window(-(-self.keyframes // self.per_window) - 1)[-1] + 1
 
 
-# ---- the generator ------------------------------------------------------------------------------------------------
+# ---- the generator ----------------------------------------------------------------------------
 
 
 def seeded_noise(seed: int, stage: int, index: int, shape: tuple[int, ...]) -> Tensor:
@@ -300,8 +327,8 @@ class KeyFace:
 
     @staticmethod
     def load(folder: str | Path, device: str = "cpu") -> "KeyFace":
-        """Reads a weights folder: config.json and one safetensors file a part; interp_bad may be absent.
-        Raises InputError for a missing, damaged or mismatched file."""
+        """Reads a weights folder: config.json and one safetensors file a part; interp_bad may be
+        absent. Raises InputError for a missing, damaged or mismatched file."""
         model = KeyFace(load_config(Config, folder), device)
         if not (Path(folder) / "interp_bad.safetensors").exists():
             model.interp_bad = None
@@ -312,20 +339,23 @@ class KeyFace:
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules of a weights folder, by file name."""
-        parts = {"keyframe": self.keyframe, "interp": self.interp, "interp_bad": self.interp_bad, "vae": self.vae,
-                 "wavlm": self.audio.speech, "beats": self.audio.events}
+        parts = {"keyframe": self.keyframe, "interp": self.interp, "interp_bad": self.interp_bad,
+                 "vae": self.vae, "wavlm": self.audio.speech, "beats": self.audio.events}
         return {name: module for name, module in parts.items() if module is not None}
 
     @torch.no_grad()
-    def animate(self, image: str | Path | np.ndarray, audio: str | Path | np.ndarray, emotion: str | Path = "neutral", *,
-                steps: int | None = None, id_guidance: float | None = None, audio_guidance: float | None = None,
+    def animate(self, image: str | Path | np.ndarray, audio: str | Path | np.ndarray,
+                emotion: str | Path = "neutral", *, steps: int | None = None,
+                id_guidance: float | None = None, audio_guidance: float | None = None,
                 autoguidance: float | None = None, seed: int = 0,
                 progress: Callable[[str, int, int], None] | None = None) -> Iterator[np.ndarray]:
-        """Yields ceil(25 x seconds) frames, uint8 (H, W, 3), as soon as their group is done, in constant memory.
+        """Yields ceil(25 x seconds) frames, uint8 (H, W, 3), each group as soon as it is done, in
+        constant memory.
 
-        image: a path, or uint8 (H, W, 3) of the model's size; audio: a path, or float (L,) at 16 kHz in [-1, 1];
-        emotion as in `emotion_curve`; guidance weights and steps default to the config's. progress(stage, done, total)
-        is called after every network step. Raises InputError for what cannot be used.
+        image: a path, or uint8 (H, W, 3) of the model's size; audio: a path, or float (L,) at
+        16 kHz in [-1, 1]; emotion as in `emotion_curve`; guidance weights and steps default to the
+        config's. progress(stage, done, total) is called after every network step. Raises
+        InputError for what cannot be used.
         """
         c = self.config
         steps = c.steps if steps is None else steps
@@ -337,9 +367,11 @@ class KeyFace:
         if not isinstance(audio, np.ndarray):
             audio = read_audio(audio)
 
-        plan = Plan(math.ceil(len(audio) / SAMPLES_PER_FRAME), c.keyframe.spacing, c.keyframe.frames, c.dummy_first)
+        plan = Plan(math.ceil(len(audio) / SAMPLES_PER_FRAME), c.keyframe.spacing,
+                    c.keyframe.frames, c.dummy_first)
         curve = torch.from_numpy(emotion_curve(emotion, plan.padded)).to(self.device)  # (frames, 2)
-        wave = torch.from_numpy(np.pad(audio, (0, plan.padded * SAMPLES_PER_FRAME - len(audio)))).to(self.device)
+        silence = plan.padded * SAMPLES_PER_FRAME - len(audio)
+        wave = torch.from_numpy(np.pad(audio, (0, silence))).to(self.device)
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
         identity = self.vae.to_latents(pixels)  # (1, C, h, w)
         report = progress or (lambda *_: None)
@@ -347,17 +379,20 @@ class KeyFace:
         def keyframes(window: int) -> Tensor:
             """Usable latents of one window, (14 or 13, C, h, w)."""
             frames = plan.window(window)
-            sound = self.audio.encode(wave, min(frames), max(frames) + 1)[[f - min(frames) for f in frames]]
-            known = self.keyframe.conditions(identity, sound[None], curve[frames, 0][None], curve[frames, 1][None])
-            noise = seeded_noise(seed, 0, window, (1, c.keyframe.frames, *identity.shape[1:])).to(self.device)
+            first, last = min(frames), max(frames)
+            sound = self.audio.encode(wave, first, last + 1)[[f - first for f in frames]]
+            valence, arousal = curve[frames].T
+            known = self.keyframe.conditions(identity, sound[None], valence[None], arousal[None])
+            noise = seeded_noise(seed, 0, window, (1, c.keyframe.frames, *identity.shape[1:]))
             sigmas = schedule(steps, c.keyframe.sigma_max)
             guided = guided_keyframes(self.keyframe.denoise, known, id_guidance, audio_guidance)
-            for i, x in enumerate(sample(guided, noise, sigmas)):
-                report("keyframes", window * (len(sigmas) - 1) + i + 1, windows * (len(sigmas) - 1))
+            for i, x in enumerate(sample(guided, noise.to(self.device), sigmas)):
+                done = window * (len(sigmas) - 1) + i + 1
+                report("keyframes", done, windows * (len(sigmas) - 1))
             return x[0, plan.dummy_first:]
 
         def between(group: int, keys: Tensor) -> Tensor:
-            """Latents of all frames of a group, (frames, C, h, w), its first and last keyframe included."""
+            """Latents of a group's frames, (frames, C, h, w), first and last keyframe included."""
             segments = plan.segments(group)
             first, last = segments[0][0], segments[-1][1]
             sound = self.audio.encode(wave, first, last + 1)
@@ -365,7 +400,8 @@ class KeyFace:
             tokens = torch.stack([sound[a - first:b - first + 1] for a, b in segments])
             known = self.interp.conditions(ends, tokens)
             bad_known = self.interp_bad and self.interp_bad.conditions(ends, tokens)
-            noise = torch.stack([seeded_noise(seed, 1, a // plan.spacing, (c.interp.frames, *identity.shape[1:]))
+            shape = (c.interp.frames, *identity.shape[1:])
+            noise = torch.stack([seeded_noise(seed, 1, a // plan.spacing, shape)
                                  for a, _ in segments]).to(self.device)
             noise[:-1, -1] = noise[1:, 0]  # both copies of a shared frame start alike
             sigmas = schedule(steps, c.interp.sigma_max)
@@ -374,7 +410,8 @@ class KeyFace:
             bad = self.interp_bad and self.interp_bad.denoise
             guided = guided_segments(self.interp.denoise, known, autoguidance, bad, bad_known)
             for i, x in enumerate(sample(guided, noise, sigmas, after_step)):
-                report("frames", steps_done + len(segments) * (i + 1), (plan.keyframes - 1) * (len(sigmas) - 1))
+                done = steps_done + len(segments) * (i + 1)
+                report("frames", done, (plan.keyframes - 1) * (len(sigmas) - 1))
             return merge(x)
 
         windows = -(-plan.keyframes // plan.per_window)

@@ -1,7 +1,8 @@
 """What training of both stages shares: options, phases, the loop, what it shows and what it keeps.
 
-`train_keyframe.py` and `train_interp.py` only choose their numbers. On a CPU one process a core shares each batch
-(gradients averaged over gloo): two processes of one thread are faster than one process of two.
+`train_keyframe.py` and `train_interp.py` only choose their numbers. On a CPU one process a core
+shares each batch (gradients averaged over gloo): two processes of one thread are faster than one
+process of two.
 """
 
 import argparse
@@ -21,15 +22,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from torch import Tensor, nn
 from torch import multiprocessing as mp
 
-from checkpoint import from_dict, load_config, load_metadata, load_part, load_state, save_part, save_state, save_text
+from checkpoint import (
+    from_dict,
+    load_config,
+    load_metadata,
+    load_part,
+    load_state,
+    save_part,
+    save_state,
+    save_text,
+)
 from data import FROZEN, Windows, load_frozen, open_source, prepare
 from diffusion import latent_loss, sample, schedule
-from keyface import Config, Conditions, KeyFace, Stage, guided_keyframes, guided_segments
+from figures import plot_metrics, save_picture
+from keyface import Conditions, Config, KeyFace, Stage, guided_keyframes, guided_segments
 from media import InputError
 from vae import VAEConfig
 
@@ -55,15 +64,18 @@ class Recipe:
 
 def parse(recipe: Recipe, description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder to train into")
-    parser.add_argument("--minutes", type=float, default=recipe.minutes, help="training time, without data preparation")
-    parser.add_argument("--init", type=Path, help="weights folder to start from")
-    parser.add_argument("--resume", action="store_true", help="continue the training that --out holds")
-    parser.add_argument("--data", help="folder of videos with sound; without it, the drawn world")
-    parser.add_argument("--windows", type=int, default=recipe.windows, help="training windows to prepare")
-    parser.add_argument("--batch", type=int, default=recipe.batch, help="windows a step")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=0, help="processes (default: one a CPU core, one on a GPU)")
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/toy"), help="weights folder to train into")
+    add("--minutes", type=float, default=recipe.minutes,
+        help="training time, without data preparation")
+    add("--init", type=Path, help="weights folder to start from")
+    add("--resume", action="store_true", help="continue the training that --out holds")
+    add("--data", help="folder of videos with sound; without it, the drawn world")
+    add("--windows", type=int, default=recipe.windows, help="training windows to prepare")
+    add("--batch", type=int, default=recipe.batch, help="windows a step")
+    add("--seed", type=int, default=0)
+    add("--workers", type=int, default=0,
+        help="processes (default: one a CPU core, one on a GPU)")
     args = parser.parse_args()
     for name in ("minutes", "windows", "batch"):
         if not getattr(args, name) > 0:
@@ -72,13 +84,15 @@ def parse(recipe: Recipe, description: str) -> argparse.Namespace:
 
 
 def assemble(args: argparse.Namespace) -> KeyFace:
-    """The model in `--out`, with the frozen parts of --init, of --out itself, or of the shipped weights; writes its
-    config.json. Raises InputError if none of them holds them."""
+    """The model in `--out`, with the frozen parts of --init, of --out itself, or of the shipped
+    weights; writes its config.json. Raises InputError if none of them holds them."""
     args.out.mkdir(parents=True, exist_ok=True)
-    source = next((f for f in (args.init, args.out, SHIPPED) if f and (f / "vae.safetensors").exists()), None)
-    if source is None:
-        raise InputError(f"{args.out}: holds no autoencoder and encoders; run python -m toy.train_vae and "
-                         "python -m toy.train_encoders first, or give --init")
+    folders = [f for f in (args.init, args.out, SHIPPED) if f and (f / "vae.safetensors").exists()]
+    if not folders:
+        raise InputError(f"{args.out}: holds no autoencoder and encoders; run "
+                         "python -m toy.train_vae and python -m toy.train_encoders first, "
+                         "or give --init")
+    source = folders[0]
     for name in FROZEN:
         if source != args.out:
             shutil.copyfile(source / f"{name}.safetensors", args.out / f"{name}.safetensors")
@@ -86,14 +100,16 @@ def assemble(args: argparse.Namespace) -> KeyFace:
         config = load_config(Config, source)
     else:
         header = load_metadata(source / "vae.safetensors").get("config", "null")
-        config = replace(Config.tiny(), vae=from_dict(VAEConfig, json.loads(header), "vae.safetensors"))
+        vae = from_dict(VAEConfig, json.loads(header), "vae.safetensors")
+        config = replace(Config.tiny(), vae=vae)
     save_text(args.out / "config.json", json.dumps(asdict(config), indent=1) + "\n")
     return load_frozen(args.out)
 
 
 def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
-    """Interpolation starts from the keyframe model: from scratch it learns to blend its ends and ignores the sound
-    for long. The identity channels become the sequence channels; the mask channel and emotion have no counterpart."""
+    """Interpolation starts from the keyframe model: from scratch it learns to blend its ends and
+    ignores the sound for long. The identity channels become the sequence channels; the mask
+    channel and emotion have no counterpart."""
     theirs = keyframe.state_dict()
     ours = stage.state_dict()
     for name, value in ours.items():
@@ -117,8 +133,9 @@ def conditions_of(stage: Stage, batch: Windows, tokens: Tensor | None = None) ->
 
 @torch.no_grad()
 def validate(stage: Stage, held_out: Windows) -> dict[str, float]:
-    """Latent loss, unweighted, on held-out windows with fixed noise at two noise levels; at the higher also with
-    another clip's sound. Only a model that listens makes a difference between the last two."""
+    """Latent loss, unweighted, on held-out windows with fixed noise at two noise levels; at the
+    higher also with another clip's sound. Only a model that listens makes a difference between the
+    last two."""
     result = {}
     for sigma, other in ((1.0, False), (10.0, False), (10.0, True)):
         generator, losses = torch.Generator().manual_seed(1), []
@@ -130,7 +147,8 @@ def validate(stage: Stage, held_out: Windows) -> dict[str, float]:
             levels = torch.full((len(noise),), sigma, device=noise.device)
             out = stage.denoise(batch.latents + sigma * noise, levels, known)
             losses.append(latent_loss(out, batch.latents, levels, 1.0) / (1 + sigma**-2))
-        result[f"val_{sigma:g}" + ("_other_sound" if other else "")] = torch.cat(losses).mean().item()
+        name = f"val_{sigma:g}" + ("_other_sound" if other else "")
+        result[name] = torch.cat(losses).mean().item()
     return result
 
 
@@ -144,39 +162,20 @@ def sheet(path: Path, model: KeyFace, stage: Stage, held_out: Windows) -> None:
         if stage.config.interpolation:
             guided = guided_segments(stage.denoise, known)
         else:
-            guided = guided_keyframes(stage.denoise, known, model.config.id_guidance, model.config.audio_guidance)
-        noise = torch.randn(batch.latents.shape, generator=torch.Generator().manual_seed(2)).to(batch.latents)
+            guided = guided_keyframes(stage.denoise, known, model.config.id_guidance,
+                                      model.config.audio_guidance)
+        generator = torch.Generator().manual_seed(2)
+        noise = torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
         *_, x = sample(guided, noise, schedule(10, stage.config.sigma_max))
         rows.append(x)
     grid = torch.stack(rows, dim=1).flatten(0, 1)  # (9, T, C, h, w)
     images = model.vae.to_images(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
-    picture = ((images + 1) * 127.5).byte().permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (9 H, T W, 3)
-    save_picture(path, picture.cpu().numpy())
-
-
-def save_picture(path: Path, picture: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.stem}.partial.png")
-    imsave(temporary, picture)
-    os.replace(temporary, path)
-
-
-def plot(path: Path, rows: list[dict[str, float]]) -> None:
-    """The metrics CSV as curves over minutes."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    for name in ("latent_loss", "val_1", "val_10", "val_10_other_sound"):
-        points = [(row["minutes"], row[name]) for row in rows if row.get(name) not in (None, "")]
-        axes.semilogy(*zip(*points), label=name)
-    axes.set(xlabel="minutes", ylabel="loss")
-    axes.legend()
-    axes.grid(alpha=0.3, which="both")
-    temporary = path.with_name(f".{path.stem}.partial.png")
-    figure.savefig(temporary, dpi=100)
-    os.replace(temporary, path)
+    picture = ((images + 1) * 127.5).byte().permute(0, 3, 1, 4, 2)  # (9, H, T, W, 3)
+    save_picture(path, picture.flatten(2, 3).flatten(0, 1).cpu().numpy())
 
 
 class Ema:
-    """Exponential moving average of the parameters, with a ramp so that the start is forgotten soon."""
+    """Exponential moving average of the parameters; a ramp makes it forget the start soon."""
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay, self.average = decay, {k: v.clone() for k, v in module.state_dict().items()}
@@ -184,8 +183,9 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        values = module.state_dict()
-        torch._foreach_lerp_(list(self.average.values()), [values[k] for k in self.average], 1 - decay)
+        state = module.state_dict()
+        values = [state[k] for k in self.average]
+        torch._foreach_lerp_(list(self.average.values()), values, 1 - decay)
 
 
 def code_version() -> str:
@@ -201,7 +201,7 @@ class Stopped(Exception):
 
 
 def run(recipe: Recipe, args: argparse.Namespace) -> int:
-    """Prepares data, trains, and returns the exit status: 0, 2 for bad input, 130 / 143 for signals."""
+    """Prepares data, trains, and returns the exit status: 0, 2 for bad input, 130 or 143."""
     stop = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: stop.setdefault("signal", n))
@@ -209,22 +209,27 @@ def run(recipe: Recipe, args: argparse.Namespace) -> int:
         model = assemble(args)
         stage_config = getattr(model.config, recipe.name)
         size, cache = model.config.size, args.out / "cache"
-        train = prepare(cache / f"{recipe.name}-{args.windows}-{args.seed}.safetensors", open_source(args.data, "train", size),
-                        args.out, stage_config, args.windows, args.seed, recipe.per_clip)
-        held_out = prepare(cache / f"{recipe.name}-held-out.safetensors", open_source(args.data, "test", size),
-                           args.out, stage_config, 32, per_clip=1, first=10_000)
+        train = prepare(cache / f"{recipe.name}-{args.windows}-{args.seed}.safetensors",
+                        open_source(args.data, "train", size), args.out, stage_config,
+                        args.windows, args.seed, recipe.per_clip)
+        held_out = prepare(cache / f"{recipe.name}-held-out.safetensors",
+                           open_source(args.data, "test", size), args.out, stage_config, 32,
+                           per_clip=1, first=10_000)
         if stop:
             return 128 + stop["signal"]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        workers = args.workers or (1 if device.type == "cuda" else min(os.cpu_count() or 1, args.batch))
-        print(f"{recipe.name}: {len(train)} windows, {args.minutes:g} minutes on {device}, {workers} processes", flush=True)
+        cores = 1 if device.type == "cuda" else os.cpu_count() or 1
+        workers = args.workers or min(cores, args.batch)
+        print(f"{recipe.name}: {len(train)} windows, {args.minutes:g} minutes on {device}, "
+              f"{workers} processes", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             context = mp.get_context("spawn")
-            others = [context.Process(target=loop, daemon=True, args=(
-                rank, workers, folder, recipe, args, train, held_out, device, {})) for rank in range(1, workers)]
+            shared = workers, folder, recipe, args, train, held_out, device
+            others = [context.Process(target=loop, daemon=True, args=(rank, *shared, {}))
+                      for rank in range(1, workers)]
             for process in others:
                 process.start()
-            loop(0, workers, folder, recipe, args, train, held_out, device, stop)
+            loop(0, *shared, stop)
             for process in others:
                 process.join()
     except InputError as error:
@@ -233,12 +238,13 @@ def run(recipe: Recipe, args: argparse.Namespace) -> int:
     return 128 + stop["signal"] if stop else 0
 
 
-def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Namespace, train: Windows,
-         held_out: Windows, device: torch.device, stop: dict) -> None:
+def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Namespace,
+         train: Windows, held_out: Windows, device: torch.device, stop: dict) -> None:
     """The training loop of one process; rank 0 measures, shows and saves."""
     if workers > 1:
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=workers)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank,
+                                world_size=workers)
     if rank:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 tells when to stop
     torch.manual_seed(args.seed)  # the same first weights in every process
@@ -253,7 +259,8 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
         load_part(start_from / "keyframe.safetensors", model.keyframe)
         init_from_keyframes(stage, model.keyframe.to(device))
     parameters = list(stage.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.99),
+                                  weight_decay=0.01, foreach=True)
     ema = Ema(stage, recipe.ema)
     step, before, rows = 0, 0.0, []  # steps and seconds of earlier runs
     state_path, csv_path = args.out / f"{recipe.name}.state", args.out / f"{recipe.name}.csv"
@@ -267,7 +274,8 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
         step, before = state["step"], state["seconds"]
         if csv_path.exists():
             with open(csv_path, newline="") as file:
-                rows = [{k: float(v) if v else "" for k, v in row.items()} for row in csv.DictReader(file)]
+                rows = [{k: float(v) if v else "" for k, v in row.items()}
+                        for row in csv.DictReader(file)]
     # Another stream of batches and noise for each process, and for each continuation.
     torch.manual_seed(args.seed * 1_000_003 + step * 101 + rank)
     generator = torch.Generator().manual_seed(torch.initial_seed())
@@ -281,10 +289,13 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
         good.load_state_dict(ema.average)
         return good
 
+    def save_average(path: Path, seconds: float) -> None:
+        save_part(path, ema.average, step=step, minutes=round(seconds / 60, 1), **metadata)
+
     def save(seconds: float) -> None:
-        save_part(args.out / f"{recipe.name}.safetensors", ema.average, step=step, minutes=round(seconds / 60, 1), **metadata)
-        save_state(state_path, {"stage": stage.state_dict(), "ema": ema.average, "optimizer": optimizer.state_dict(),
-                                "step": step, "seconds": seconds})
+        save_average(args.out / f"{recipe.name}.safetensors", seconds)
+        save_state(state_path, {"stage": stage.state_dict(), "ema": ema.average, "step": step,
+                                "optimizer": optimizer.state_dict(), "seconds": seconds})
 
     began = time.monotonic()
     reported, saved, shown, steps_since, losses = 0.0, 0.0, 0.0, 0, []
@@ -298,16 +309,17 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
         if progress >= 1 or stopping:
             break
         images = progress < recipe.images
-        rate = 0.5 * (1 + math.cos(math.pi * progress)) * min(1, (step + 1) / recipe.warmup)
+        warmth = min(1, (step + 1) / recipe.warmup)
+        rate = max(0.5 * (1 + math.cos(math.pi * progress)), 0.02) * warmth
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * max(rate, 0.02 * min(1, (step + 1) / recipe.warmup))
+            group["lr"] = recipe.learning_rate * rate
 
         batch = (train.singles(batch_size * 14, generator) if images else next(batches)).to(device)
         frame = int(torch.randint(batch.latents.shape[1], (1,), generator=generator))
         few = slice(0, batch_size)  # of single frames, pixels of a few are enough
         optimizer.zero_grad(set_to_none=True)
-        latent, pixel = stage.loss(model.vae, batch.latents, *conditions_of(stage, batch), batch.pixels[:, frame], frame,
-                                   images=images, pixel_rows=few)
+        latent, pixel = stage.loss(model.vae, batch.latents, *conditions_of(stage, batch),
+                                   batch.pixels[:, frame], frame, images=images, pixel_rows=few)
         (latent + pixel).backward()
         if workers > 1:
             average_gradients(parameters, workers)
@@ -320,17 +332,19 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
         losses.append((latent.item(), pixel.item()))
         steps_since += 1
         if interpolation and not early_kept and progress >= recipe.early:
-            save_part(early_path, ema.average, step=step, minutes=round(seconds / 60, 1), **metadata)
+            save_average(early_path, seconds)
             early_kept = True
         if seconds - before - reported > REPORT_EVERY:
             average = np.mean(losses, axis=0)
-            rows.append({"minutes": round(seconds / 60, 2), "step": step, "latent_loss": average[0], "pixel_loss": average[1],
+            rows.append({"minutes": round(seconds / 60, 2), "step": step,
+                         "latent_loss": average[0], "pixel_loss": average[1],
                          "images": float(images), **validate(averaged(), held_out)})
             speed = steps_since / (seconds - before - reported)
-            print("  ".join(f"{k} {v:.4g}" for k, v in rows[-1].items()) + f"  {speed:.2f} steps/s", flush=True)
+            numbers = "  ".join(f"{k} {v:.4g}" for k, v in rows[-1].items())
+            print(f"{numbers}  {speed:.2f} steps/s", flush=True)
             text = [",".join(rows[-1])] + [",".join(str(row[k]) for k in rows[-1]) for row in rows]
             save_text(csv_path, "\n".join(text) + "\n")
-            plot(args.out / f"{recipe.name}_curves.png", rows)
+            plot_metrics(args.out / f"{recipe.name}_curves.png", rows)
             reported, steps_since, losses = time.monotonic() - began, 0, []
         if seconds - before - saved > SAVE_EVERY:
             save(seconds)
@@ -341,7 +355,8 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
     if rank == 0:
         save(seconds)
         sheet(args.out / f"{recipe.name}_sheet.png", model, averaged(), held_out)
-        print(f"{'stopped' if stopping else 'done'}: step {step}, {seconds / 60:.1f} minutes; in {args.out}", flush=True)
+        print(f"{'stopped' if stopping else 'done'}: step {step}, {seconds / 60:.1f} minutes; "
+              f"in {args.out}", flush=True)
     if workers > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -1,12 +1,14 @@
-"""The network: Stable Video Diffusion's spatio-temporal UNet (paper section 3.1; SVD, arXiv 2311.15127).
+"""The network: Stable Video Diffusion's spatio-temporal UNet (paper section 3.1; arXiv 2311.15127).
 
-In: noisy latents with their condition channels (B*T, C_in, h, w), one c_noise, one emotion vector and one audio
-token a frame. Out: F of the preconditioned denoiser, (B*T, 4, h, w). Every place of the network does its spatial
-part on each frame alone, then its temporal part along the frames of a clip, and blends the two by a learned scalar.
+In: noisy latents with their condition channels (B*T, C_in, h, w), one c_noise, one emotion vector
+and one audio token a frame. Out: F of the preconditioned denoiser, (B*T, 4, h, w). Every place of
+the network does its spatial part on each frame alone, then its temporal part along the frames of a
+clip, and blends the two by a learned scalar.
 
 Parameter names are those of the released checkpoint (after `model.diffusion_model.`).
-Alphabet: B clips, T frames a clip, C channels, h x w latent pixels, D context width, E embedding width. Tensors are
-kept channels-last, so that pixels, frames and attention tokens are views of the same memory.
+Alphabet: B clips, T frames a clip, C channels, h x w latent pixels, D context width, E embedding
+width. Tensors are kept channels-last, so that pixels, frames and attention tokens are views of the
+same memory.
 """
 
 import math
@@ -19,14 +21,14 @@ from torch import Tensor, nn
 
 @dataclass
 class UNetConfig:
-    """Sizes of the network; the defaults are the released keyframe model's (1.5 billion parameters)."""
+    """Sizes of the network; the defaults are the released keyframe model's (1.5e9 parameters)."""
 
-    in_channels: int = 8  # keyframes: noisy 4 + identity 4; interpolation: noisy 4 + sequence 4 + mask 1
+    in_channels: int = 8  # keyframes: noise 4, identity 4; interpolation: noise 4, sequence 4, mask
     out_channels: int = 4
     model_channels: int = 320
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (4, 2, 1)  # downsampling factors that have transformers
+    attention_resolutions: tuple[int, ...] = (4, 2, 1)  # downsampling factors with transformers
     num_head_channels: int = 64
     context_dim: int = 1024  # width of an audio token
     emotion_dim: int = 512  # width of the emotion vector; 0 in the interpolation stage
@@ -67,15 +69,15 @@ def to_space(x: Tensor, h: int, w: int) -> Tensor:
 
 
 class GroupNorm(nn.GroupNorm):
-    """Computed on contiguous memory: torch's channels-last kernel for CPUs takes the variance as a difference of
-    large sums, which costs a decimal digit where a group has thousands of values."""
+    """Computed on contiguous memory: torch's channels-last kernel for CPUs takes the variance as a
+    difference of large sums, which costs a decimal digit where a group has thousands of values."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
 class TimeConv(nn.Conv3d):
-    """Convolution over time alone. Weights have SVD's 3-d shape (O, I, 3, 1, 1); computed as a 2-d one."""
+    """Convolution over time alone. Weights have SVD's 3-d shape (O, I, 3, 1, 1); run as 2-d."""
 
     def __init__(self, channels: int, out_channels: int):
         super().__init__(channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
@@ -85,7 +87,7 @@ class TimeConv(nn.Conv3d):
 
 
 class Mixer(nn.Module):
-    """Learned blend of spatial and temporal: s * spatial + (1 - s) * temporal, s = sigmoid(mix_factor)."""
+    """Learned blend of the two: s * spatial + (1 - s) * temporal, s = sigmoid(mix_factor)."""
 
     def __init__(self):
         super().__init__()
@@ -96,16 +98,18 @@ class Mixer(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Norm, SiLU, conv, + embedding, norm, SiLU, conv, + input; over pixels, or over time with `TimeConv`."""
+    """Norm, SiLU, conv, + embedding, norm, SiLU, conv, + input; over pixels, or over time."""
 
-    def __init__(self, channels: int, out_channels: int, emb_dim: int, groups: int, temporal: bool = False):
+    def __init__(self, channels: int, out_channels: int, emb_dim: int, groups: int,
+                 temporal: bool = False):
         super().__init__()
 
         def conv(i: int, o: int) -> nn.Module:
             return TimeConv(i, o) if temporal else nn.Conv2d(i, o, 3, padding=1)
 
         self.temporal = temporal
-        self.in_layers = nn.Sequential(GroupNorm(groups, channels), nn.SiLU(), conv(channels, out_channels))
+        self.in_layers = nn.Sequential(GroupNorm(groups, channels), nn.SiLU(),
+                                       conv(channels, out_channels))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
         self.out_layers = nn.Sequential(GroupNorm(groups, out_channels), nn.SiLU(), nn.Identity(),
                                         conv(out_channels, out_channels))
@@ -176,7 +180,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the sound and feed-forward; the temporal one has a feed-forward in front."""
+    """Self-attention, cross-attention to the sound, feed-forward; if temporal also one in front."""
 
     def __init__(self, dim: int, context_dim: int, head_dim: int, temporal: bool = False):
         super().__init__()
@@ -192,27 +196,29 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B*n, L, C): n sequences a clip, all of which see the same tokens of the clip, context (B, T, D)."""
+        """x (B*n, L, C): n sequences a clip, which all see its tokens, context (B, T, D)."""
         if self.temporal:
             x = x + self.ff_in(self.norm_in(x))
         x = x + self.attn1(self.norm1(x))
-        # Every pixel of every frame sees the same tokens: one long sequence of queries a clip, so that keys
-        # and values are computed once and not once a pixel.
+        # Every pixel of every frame sees the same tokens: one long sequence of queries a clip, so
+        # that keys and values are computed once and not once a pixel.
         queries = self.norm2(x).reshape(len(context), -1, x.shape[-1])  # (B, n*L, C)
         x = x + self.attn2(queries, context).view_as(x)
         return x + self.ff(self.norm3(x))
 
 
 class SpatioTemporalTransformer(nn.Module):
-    """A transformer over the pixels of each frame, then one over the frames at each pixel, blended."""
+    """A transformer over the pixels of a frame, then one over the frames at a pixel, blended."""
 
     def __init__(self, dim: int, context_dim: int, head_dim: int, groups: int):
         super().__init__()
         self.norm = GroupNorm(groups, dim, eps=1e-6)
         self.proj_in = nn.Linear(dim, dim)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(dim, context_dim, head_dim)])
-        self.time_pos_embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, dim))
-        self.time_stack = nn.ModuleList([TransformerBlock(dim, context_dim, head_dim, temporal=True)])
+        self.time_pos_embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(),
+                                            nn.Linear(4 * dim, dim))
+        self.time_stack = nn.ModuleList(
+            [TransformerBlock(dim, context_dim, head_dim, temporal=True)])
         self.time_mixer = Mixer()
         self.proj_out = nn.Linear(dim, dim)
 
@@ -224,7 +230,8 @@ class SpatioTemporalTransformer(nn.Module):
             numbers = torch.arange(frames, device=x.device)
             position = self.time_pos_embed(sinusoid(numbers, c).to(x.dtype))  # (T, C)
             b = a.view(-1, frames, h * w, c) + position[:, None]  # (B, T, h*w, C)
-            b = self.time_stack[0](b.transpose(1, 2).reshape(-1, frames, c), context)  # (B*h*w, T, C)
+            b = b.transpose(1, 2).reshape(-1, frames, c)  # (B*h*w, T, C)
+            b = self.time_stack[0](b, context)
             b = b.view(-1, h * w, frames, c).transpose(1, 2).reshape(n, h * w, c)
             a = self.time_mixer(a, b)
         return x + self.proj_out(a).transpose(1, 2).view(n, c, h, w)
@@ -298,7 +305,8 @@ class UNet(nn.Module):
                 stored.append(channels)
                 scale *= 2
 
-        self.middle_block = Block([res(channels, channels), attention(channels), res(channels, channels)])
+        self.middle_block = Block(
+            [res(channels, channels), attention(channels), res(channels, channels)])
 
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(c.channel_mult))):
@@ -312,18 +320,20 @@ class UNet(nn.Module):
                     scale //= 2
                 self.output_blocks.append(Block(layers))
 
-        self.out = nn.Sequential(GroupNorm(groups, m), nn.SiLU(), nn.Conv2d(m, c.out_channels, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm(groups, m), nn.SiLU(),
+                                 nn.Conv2d(m, c.out_channels, 3, padding=1))
         self.zero_init()
 
     def zero_init(self) -> None:
-        """Residual branches start at zero, as in SVD; so do all temporal parts, so that a network trained on
-        single images computes the same at first when time is added to it."""
+        """Residual branches start at zero, as in SVD; so do all temporal parts, so that a network
+        trained on single images computes the same at first when time is added to it."""
         last = [self.out[2]]
         for module in self.modules():
             if isinstance(module, ResBlock):
                 last.append(module.out_layers[3])
             elif isinstance(module, TransformerBlock) and module.temporal:
-                last += [module.ff_in.net[2], module.attn1.to_out[0], module.attn2.to_out[0], module.ff.net[2]]
+                last += [module.ff_in.net[2], module.attn1.to_out[0], module.attn2.to_out[0],
+                         module.ff.net[2]]
             elif isinstance(module, SpatioTemporalTransformer):
                 last += [module.time_pos_embed[2], module.proj_out]
         for layer in last:
@@ -334,12 +344,12 @@ class UNet(nn.Module):
                 frames: int | None) -> Tensor:
         """F of the denoiser.
 
-        x (B*T, C_in, h, w), row b*T + t; c_noise (B*T,); context (B, T, D), one audio token a frame, all of which
-        every frame of the clip attends to; emotion (B*T, emotion_dim) or None. frames = T; None runs the spatial
-        half alone, where each of the N images is a clip of its own: context (N, 1, D).
-        Returns (B*T, out_channels, h, w).
+        x (B*T, C_in, h, w), row b*T + t; c_noise (B*T,); context (B, T, D), one audio token a
+        frame, all of which every frame of the clip attends to; emotion (B*T, emotion_dim) or None.
+        frames = T; None runs the spatial half alone, where each of the N images is a clip of its
+        own: context (N, 1, D). Returns (B*T, out_channels, h, w).
         """
-        # The tokens carry no position in attention: a frame learns which sound is its own from its embedding alone.
+        # Tokens carry no position: a frame learns which sound is its own from its embedding alone.
         own = context.flatten(0, 1)  # (B*T, D)
         label = own if emotion is None else torch.cat([emotion, own], dim=1)
         features = sinusoid(c_noise, self.config.model_channels).to(x.dtype)

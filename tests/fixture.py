@@ -1,7 +1,7 @@
-"""Reading the parity fixtures: numbers computed by the released model's own code (tests/parity/README.md).
+"""Reading the parity fixtures: numbers from the released model's own code (tests/parity/README.md).
 
-A `Fixture` hands out the tensors of one file and keeps account: `finish()` fails when any tensor was left unread,
-so that nothing in a fixture is silently skipped.
+A `Fixture` hands out the tensors of one file and keeps account: `finish()` fails when any tensor
+was left unread, so that nothing in a fixture is silently skipped.
 """
 
 import json
@@ -38,7 +38,7 @@ class Fixture:
         return {k[len(prefix) :]: self[k] for k in self.tensors if k.startswith(prefix)}
 
     def close(self, key: str, actual: torch.Tensor, atol: float, rtol: float = 0.0) -> None:
-        """Compare `actual` with the stored result: same shape, |error| <= atol + rtol |expected|."""
+        """Compares with the stored result: same shape, |error| <= atol + rtol |expected|."""
         expected = self[key]
         assert actual.shape == expected.shape, f"{self.name} {key}: {actual.shape} {expected.shape}"
         error = (actual.detach().double() - expected.double()).abs()

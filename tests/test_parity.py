@@ -1,4 +1,5 @@
-"""The code against numbers of the released model (tests/parity/README.md): one test a fixture, every tensor compared."""
+"""The code against numbers of the released model (tests/parity/README.md): one test a fixture,
+every tensor compared."""
 
 import json
 import os
@@ -185,7 +186,7 @@ def test_vae_names_and_shapes_at_full_size():
     assert list(from_diffusers({names[k]: v for k, v in state.items()})) == list(state)
 
 
-# ---- network, conditioning, diffusion -----------------------------------------------------------------------------
+# ---- network, conditioning, diffusion ---------------------------------------------------------
 
 
 def stage_of(fixture, **overrides):
@@ -313,7 +314,7 @@ def test_conditioning(fx):
         context_dim=c["audio_out"],
         emotion_dim=2 * c["sin_dim"],
     )
-    sizes = dict(audio_dim=c["audio_in"], condition_scale=1 / c["scale_factor"])
+    sizes = {"audio_dim": c["audio_in"], "condition_scale": 1 / c["scale_factor"]}
     stage = Stage(StageConfig(unet=unet, **sizes))
     stage.audio_proj.load_state_dict(fx.weights("sd.embedders.3.linear."))
     tolerance = c["tolerance"]["atol"], c["tolerance"]["rtol"]
@@ -508,7 +509,7 @@ def test_sample_interp(fx):
 
 
 def sizes_of(config_class, given: dict):
-    """A config of the fixture's sizes, and what is left of them: settings that `config_class` holds fixed."""
+    """A config of the fixture's sizes, and the settings that `config_class` holds fixed."""
     names = {f.name for f in fields(config_class)}
     return (
         config_class(**{k: v for k, v in given.items() if k in names}),
@@ -586,7 +587,7 @@ def test_beats(fx):
 
 
 def speech_encoder(fx, kind: str) -> audio.AudioEncoder:
-    """An encoder of the fixture's sizes; fails if a setting that `SpeechConfig` does not have differs."""
+    """An encoder of the fixture's sizes; fails if a setting `SpeechConfig` lacks differs."""
     sizes, fixed = sizes_of(audio.SpeechConfig, fx.config["transformers_config"])
     config = audio.AudioConfig(
         speech=kind, mapping="released", wavlm=sizes, beats=audio.AudioConfig.tiny().beats
