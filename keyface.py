@@ -35,7 +35,7 @@ from diffusion import (
     share_ends,
 )
 from emotion import emotion_curve
-from media import FPS, SAMPLE_RATE, read_audio, read_image
+from media import FPS, SAMPLE_RATE, InputError, read_audio, read_image
 from unet import UNet, UNetConfig, sinusoid
 from vae import VAE, VAEConfig, perceptual
 
@@ -352,8 +352,8 @@ class KeyFace:
         """Yields ceil(25 x seconds) frames, uint8 (H, W, 3), each group as soon as it is done, in
         constant memory.
 
-        image: a path, or uint8 (H, W, 3) of the model's size; audio: a path, or float (L,) at
-        16 kHz in [-1, 1]; emotion as in `emotion_curve`; guidance weights and steps default to the
+        image: a path, or uint8 (H, W, 3) of any size; audio: a path, or float (L,) at 16 kHz
+        in [-1, 1]; emotion as in `emotion_curve`; guidance weights and steps default to the
         config's. progress(stage, done, total) is called after every network step. Raises
         InputError for what cannot be used.
         """
@@ -362,10 +362,11 @@ class KeyFace:
         id_guidance = c.id_guidance if id_guidance is None else id_guidance
         audio_guidance = c.audio_guidance if audio_guidance is None else audio_guidance
         autoguidance = c.autoguidance if autoguidance is None else autoguidance
-        if not isinstance(image, np.ndarray):
-            image = read_image(image, c.size)
-        if not isinstance(audio, np.ndarray):
-            audio = read_audio(audio)
+        if steps < 1:
+            raise InputError(f"steps: {steps} is less than 1")
+        if not all(map(math.isfinite, (id_guidance, audio_guidance, autoguidance))):
+            raise InputError("id_guidance, audio_guidance and autoguidance must be finite numbers")
+        image, audio = read_image(image, c.size), read_audio(audio)
 
         plan = Plan(math.ceil(len(audio) / SAMPLES_PER_FRAME), c.keyframe.spacing,
                     c.keyframe.frames, c.dummy_first)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import media
 from emotion import emotion_curve
+from figures import sheet_frames, write_sheet
 from media import FPS, SAMPLE_RATE, InputError
 
 HERE = Path(__file__).resolve().parent
@@ -79,69 +80,6 @@ def pick_device(name: str | None) -> str:
         found = [name for name, count in there.items() if count]
         raise InputError(f'--device: "{name}" is not here; there is {", ".join(found)}')
     return name
-
-
-# ------------------------------------------------------------------------------- the contact sheet
-
-def sheet_frames(count: int) -> list[int]:
-    """Numbers of the frames on the sheet: every half second, more rarely when over 64 of them."""
-    seconds = next(s for k in range(12) for s in (0.5 * 10**k, 1 * 10**k, 2 * 10**k)
-                   if count / FPS / s <= 64)
-    return [round(i * seconds * FPS) for i in range(math.ceil(count / FPS / seconds))]
-
-
-def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray], wave: np.ndarray,
-                curve: np.ndarray) -> None:
-    """Draws the identity frame and some frames (by number) above sound and emotion, all in time.
-
-    identity and frames: (H, W, 3) uint8; wave (L,) at 16 kHz; curve (N, 2) valence and arousal.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    seconds = len(wave) / SAMPLE_RATE
-    tiles = [("identity", identity)] + [(f"{i / FPS:g} s", frame) for i, frame in frames.items()]
-    columns = 9 if len(tiles) <= 27 else 13
-    rows = math.ceil(len(tiles) / columns)
-    tile, width = 12 / columns, 12.8
-    height = rows * (tile + 0.25) + 3.75
-    figure = Figure((width, height), dpi=110)
-    FigureCanvasAgg(figure)
-    for i, (title, image) in enumerate(tiles):
-        row, column = divmod(i, columns)
-        left, bottom = 0.55 + column * tile, height - (row + 1) * (tile + 0.25)
-        axes = figure.add_axes(
-            (left / width, bottom / height, 0.96 * tile / width, tile / height))
-        axes.imshow(image, interpolation="lanczos")
-        axes.set_title(title, fontsize=8, pad=2, fontweight="bold" if i == 0 else None)
-        axes.set_axis_off()
-
-    # Sound in at most 1,500 columns, whatever its length: envelope, and spectrum of 512 samples.
-    hop = max(64, math.ceil(len(wave) / 1500))
-    padded = np.pad(wave, (0, -len(wave) % hop + 512))
-    chunks = padded[:len(padded) - 512].reshape(-1, hop)
-    starts = np.arange(len(chunks)) * hop
-    windows = padded[starts[:, None] + np.arange(512)] * np.hanning(512)            # (columns, 512)
-    decibels = 20 * np.log10(np.abs(np.fft.rfft(windows)).T / 128 + 1e-5)           # (257, columns)
-    plots = []
-    for bottom, tall in ((2.75, 0.75), (1.65, 1.0), (0.5, 1.05)):
-        plots.append(figure.add_axes((0.55 / width, bottom / height, 12 / width, tall / height),
-                                     sharex=plots[0] if plots else None))
-    plots[0].fill_between(starts / SAMPLE_RATE, chunks.min(1), chunks.max(1), lw=0.3)
-    plots[0].set(ylabel="sound", xlim=(0, seconds), yticks=[])
-    plots[1].imshow(decibels, origin="lower", aspect="auto", cmap="magma", vmin=-80, vmax=-10,
-                    extent=(0, len(chunks) * hop / SAMPLE_RATE, 0, SAMPLE_RATE / 2000))
-    plots[1].set(ylabel="kHz", xlim=(0, seconds))
-    times = np.append(np.arange(len(curve)), len(curve)) / FPS
-    for name, values in zip(("valence", "arousal"), curve.T, strict=True):
-        plots[2].plot(times, np.append(values, values[-1]), label=name)
-    plots[2].set(xlabel="seconds", ylim=(-1.08, 1.08), yticks=(-1, 0, 1))
-    plots[2].grid(alpha=0.3)
-    plots[2].legend(loc="upper right", bbox_to_anchor=(1, -0.15), ncols=2, frameon=False)
-    for axes in plots[:2]:
-        axes.tick_params(labelbottom=False)
-    with media.replacing(path) as temporary:
-        figure.savefig(temporary)
 
 
 # ------------------------------------------------------------------------------------- the program
