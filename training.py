@@ -196,10 +196,6 @@ def code_version() -> str:
         return "unknown"
 
 
-class Stopped(Exception):
-    """A signal asked to stop; everything is saved."""
-
-
 def run(recipe: Recipe, args: argparse.Namespace) -> int:
     """Prepares data, trains, and returns the exit status: 0, 2 for bad input, 130 or 143."""
     stop = {}

@@ -1,0 +1,352 @@
+"""The method against what can be computed by hand: plan, sampler, conditions and generator."""
+
+import json
+import math
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+import torch
+from fixture import FOLDER
+
+from diffusion import AYS, merge, sample, schedule, share_ends
+from keyface import (
+    Conditions,
+    Config,
+    KeyFace,
+    Plan,
+    Stage,
+    guided_keyframes,
+    guided_segments,
+)
+from unet import sinusoid
+
+TINY = Config.tiny()
+
+
+def shaken(module: torch.nn.Module, leave: tuple[str, ...] = ()) -> None:
+    """Adds noise to all parameters, since many start at zero, but not to those named in `leave`."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in module.named_parameters():
+        if not any(word in name for word in leave):
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def stage(config, seed: int = 0, leave: tuple[str, ...] = ()) -> Stage:
+    torch.manual_seed(seed)
+    result = Stage(config).eval()
+    shaken(result, leave)
+    return result
+
+
+def clips(b: int, t: int, config=TINY.keyframe) -> dict[str, torch.Tensor]:
+    """Random x, sigma and inputs of `Stage.conditions` for b clips of t frames."""
+    g = torch.Generator().manual_seed(1)
+    ends = (2,) if config.interpolation else ()
+    return {
+        "x": 2 * torch.randn(b, t, *config.latent_shape, generator=g),
+        "sigma": torch.rand(b, generator=g) + 1,
+        "latents": torch.randn(b, *ends, *config.latent_shape, generator=g),
+        "audio": torch.randn(b, t, 2, config.audio_dim, generator=g),
+        "mood": torch.rand(2, b, t, generator=g) * 2 - 1,
+    }
+
+
+# ---- the plan -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dummy_first", [False, True])
+def test_plan_laws(dummy_first):
+    for n in range(1, 2001):
+        plan = Plan(n, dummy_first=dummy_first)
+        stop = next(k for k in range(0, 3000, 13) if k >= n - 1)
+        keys = list(range(0, stop + 1, 13))
+        assert plan.keyframes == len(keys)
+
+        groups = [plan.segments(g) for g in range(plan.groups)]
+        segments = [s for group in groups for s in group]
+        assert segments == list(pairwise(keys)), n  # each frame in one segment but for shared ends
+        assert all(groups) or n == 1
+        windows = -(-len(keys) // plan.per_window)
+        made = [plan.window(w) for w in range(windows)]
+        assert all(len(w) == 14 for w in made)
+        assert all(w[0] == 0 for w in made) or not dummy_first
+        usable = [w[dummy_first:] for w in made]
+        assert [f for w in usable for f in w][:len(keys)] == keys
+        for group, window, following in zip(groups, usable, [*usable[1:], []]):
+            assert {f for s in group for f in s} <= {*window, *following[:1]}, n
+        assert plan.padded == made[-1][-1] + 1 >= n
+
+
+def test_plan_is_the_intended_one():
+    for case in json.loads((FOLDER / "windows.json").read_text())["cases"]:
+        intended = case["intended"]
+        for dummy_first in (False, True):
+            plan = Plan(case["N"], dummy_first=dummy_first)
+            segments = [s for g in range(plan.groups) for s in plan.segments(g)]
+            assert [list(s) for s in segments] == intended["segments"]
+            assert [13 * k for k in range(plan.keyframes)] == intended["keyframe_frames"]
+            assert segments[-1][1] + 1 == intended["frames_before_cut"]
+            assert plan.total == intended["cut_to"]
+
+
+# ---- the sampler --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps, levels", [(1, 1), (5, 5), (10, 11), (11, 11), (25, 25)])
+def test_schedule(steps, levels):
+    for high in (700.0, 80.0):
+        sigmas = schedule(steps, high)
+        assert len(sigmas) == levels + 1 and sigmas[-1] == 0
+        assert (sigmas.diff() < 0).all()
+        assert sigmas[0].item() == pytest.approx(high)
+        if steps > 1:
+            assert sigmas[-2].item() == pytest.approx(0.002)
+
+
+def test_schedule_lies_on_the_table():
+    table = torch.tensor(AYS, dtype=torch.float64)
+    for steps in (10, 11):
+        torch.testing.assert_close(schedule(steps)[:-1], table)
+    double = schedule(21)[:-1]
+    torch.testing.assert_close(double[::2], table)
+    torch.testing.assert_close(double[1::2], (table[1:] * table[:-1]).sqrt())
+    # Another sigma_max: the same shape in ln sigma.
+    low, stretched = math.log(0.002), schedule(10, 80.0)[:-1].log()
+    ratio = (stretched[:-1] - low) / (table.log()[:-1] - low)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, ratio[0].item()))
+
+
+@pytest.mark.parametrize("steps", [1, 5, 10, 25])
+def test_sampler_of_unit_normal_data(steps):
+    """For x0 ~ N(0, 1), D = x / (1 + sigma^2): every step multiplies x by a known factor."""
+    noise, sigmas = torch.randn(100, dtype=torch.float64), schedule(steps)
+    factor = (1 + sigmas[0] ** 2).sqrt()
+    states = list(sample(lambda x, s: x / (1 + s**2), noise, sigmas))
+    assert len(states) == len(sigmas) - 1
+    for x, (s, following) in zip(states, pairwise(sigmas)):
+        factor = factor * (1 + s * following) / (1 + s**2)
+        torch.testing.assert_close(x, noise * factor)
+
+
+def test_sampler_converges_to_the_ode():
+    """For x0 ~ N(m, d^2): x - m ~ sqrt(d^2 + sigma^2) on the flow; Euler's error is ~ 1/steps."""
+    m, d, high = 0.7, 0.3, 80.0
+    noise = torch.linspace(-3, 3, 61, dtype=torch.float64)
+    start = noise * math.sqrt(1 + high**2)
+    exact = m + (start - m) * d / math.sqrt(d**2 + high**2)
+    errors = []
+    for steps in (500, 1000):
+        *_, x = sample(lambda x, s: (d**2 * x + s**2 * m) / (d**2 + s**2), noise,
+                       schedule(steps, high))
+        errors.append((x - exact).abs().max().item())
+    assert errors[1] < 0.01
+    assert errors[0] / errors[1] == pytest.approx(2, abs=0.1)
+
+
+def test_share_ends():
+    x = torch.arange(12.0).view(3, 4, 1, 1, 1)
+    shared = share_ends(x)
+    assert shared.flatten().tolist() == [0, 1, 2, 3.5, 3.5, 5, 6, 7.5, 7.5, 9, 10, 11]
+    assert x.flatten().tolist() == list(range(12))
+    assert share_ends(shared).equal(shared) and share_ends(x[:1]).equal(x[:1])
+    assert merge(x).flatten().tolist() == [0, 1, 2, 3.5, 5, 6, 7.5, 9, 10, 11]
+
+
+# ---- the models ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_new_model_is_the_ideal_denoiser_of_unit_normal_data():
+    new, c = Stage(TINY.keyframe), clips(2, 3)
+    known = new.conditions(c["latents"], c["audio"], *c["mood"])
+    expected = c["x"] / (1 + c["sigma"].view(2, 1, 1, 1, 1) ** 2)
+    torch.testing.assert_close(new.denoise(c["x"], c["sigma"], known), expected)
+
+
+@torch.no_grad()
+def test_temporal_half_starts_as_the_identity():
+    """Where all frames hear the same, clips equal single images until time is trained."""
+    temporal = ("time_stack", "time_pos_embed", "time_mixer")
+    model, c, t = stage(TINY.keyframe, leave=temporal), clips(2, 5), 5
+    audio = c["audio"][:, :1].expand_as(c["audio"])
+    known = model.conditions(c["latents"], audio, *c["mood"])
+    clip = model.denoise(c["x"], c["sigma"], known)
+    alone = Conditions(known.concat.repeat_interleave(t, 0),
+                       known.context.flatten(0, 1)[:, None], known.emotion)
+    images = model.denoise(c["x"].flatten(0, 1)[:, None], c["sigma"].repeat_interleave(t),
+                           alone, images=True)
+    torch.testing.assert_close(images[:, 0], clip.flatten(0, 1), atol=1e-5, rtol=1e-5)
+    assert (clip - c["x"] / (1 + c["sigma"].view(2, 1, 1, 1, 1) ** 2)).abs().max() > 0.01
+    shaken(model)
+    moved = model.denoise(c["x"], c["sigma"], known)
+    assert (model.denoise(c["x"][:, [1, 0, 2, 3, 4]], c["sigma"], known) - moved).abs().max() > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("config", [TINY.keyframe, TINY.interp], ids=["keyframe", "interp"])
+def test_clips_of_a_batch_are_independent(config):
+    model, c = stage(config), clips(3, 4, config)
+    known = model.conditions(c["latents"], c["audio"], *c["mood"])
+    together = model.denoise(c["x"], c["sigma"], known)
+    for i in range(3):
+        one = slice(i, i + 1)
+        known = model.conditions(c["latents"][one], c["audio"][one], *c["mood"][:, one])
+        alone = model.denoise(c["x"][one], c["sigma"][one], known)
+        torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_dropped_conditions_are_zero():
+    model, c = stage(TINY.keyframe), clips(4, 3)
+    keep_identity, keep_audio = torch.tensor([1.0, 0, 1, 0]), torch.tensor([1.0, 1, 0, 0])
+    full = model.conditions(c["latents"], c["audio"], *c["mood"])
+    some = model.conditions(c["latents"], c["audio"], *c["mood"], keep_identity, keep_audio)
+    for kept, a, b in ((keep_identity, some.concat, full.concat),
+                       (keep_audio, some.context, full.context)):
+        assert a[kept == 1].equal(b[kept == 1]) and not a[kept == 0].any()
+        assert b.flatten(1).any(1).all()
+    assert some.emotion.equal(full.emotion)  # the emotion is never dropped
+    width = TINY.keyframe.unet.emotion_dim // 2
+    for half, values in zip(full.emotion.split(width, 1), c["mood"]):
+        assert half.equal(sinusoid(values.flatten(), width))
+    nothing = full.without(identity=True, audio=True)
+    assert not nothing.concat.any() and not nothing.context.any()
+    assert full.without(identity=True).context.equal(full.context)
+    assert full.without(audio=True).concat.equal(full.concat)
+
+
+@torch.no_grad()
+def test_guidance_is_linear():
+    model, c = stage(TINY.keyframe), clips(1, 3)
+    known = model.conditions(c["latents"], c["audio"], *c["mood"])
+    x, sigma = c["x"], c["sigma"][0]
+    neither, identity, both = (
+        model.denoise(x, c["sigma"], known.without(identity=i, audio=a))
+        for i, a in ((True, True), (False, True), (False, False)))
+    assert min((neither - identity).abs().max(), (identity - both).abs().max()) > 1e-3
+    for w_id, w_audio in ((0, 0), (1, 0), (1, 1), (2, 5)):
+        expected = neither + w_id * (identity - neither) + w_audio * (both - identity)
+        guided = guided_keyframes(model.denoise, known, w_id, w_audio)(x, sigma)
+        torch.testing.assert_close(guided, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_autoguidance_is_linear_whatever_the_batch():
+    good, bad = stage(TINY.interp), stage(TINY.interp, seed=1)
+    c = clips(3, 3, TINY.interp)
+    known, bad_known = (m.conditions(c["latents"], c["audio"]) for m in (good, bad))
+    levels = c["sigma"][:1].expand(3)
+    d_good, d_bad = good.denoise(c["x"], levels, known), bad.denoise(c["x"], levels, bad_known)
+    for batch in (1, 2, 4):
+        guided = guided_segments(good.denoise, known, 1.5, bad.denoise, bad_known, batch)
+        torch.testing.assert_close(guided(c["x"], c["sigma"][0]), d_bad + 1.5 * (d_good - d_bad),
+                                   atol=1e-5, rtol=1e-5)
+        plain = guided_segments(good.denoise, known, batch=batch)
+        torch.testing.assert_close(plain(c["x"], c["sigma"][0]), d_good, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_interpolation_sees_ends_blend_and_mask():
+    model, c, t = stage(TINY.interp), clips(2, 14, TINY.interp), 14
+    known = model.conditions(c["latents"], c["audio"])
+    rows = model.attach(c["x"], known.concat).unflatten(0, (2, t))
+    start, end = c["latents"].unbind(1)
+    assert rows[:, :, :4].equal(c["x"])
+    assert rows[:, 0, 4:8].equal(start) and rows[:, -1, 4:8].equal(end)
+    blend = rows[:, 1:-1, 4:8] - model.learned_mask
+    for k in range(1, t - 1):
+        torch.testing.assert_close(blend[:, k - 1], start + (end - start) * k / 13,
+                                   atol=1e-5, rtol=1e-5)
+    assert rows[:, [0, -1], 8].eq(1).all() and rows[:, 1:-1, 8].eq(0).all()
+
+
+# ---- the generator ------------------------------------------------------------------------------
+
+
+class Numbered:
+    """Stands in for stages, hearing and autoencoder: a frame's latent is its sound's number."""
+
+    def __init__(self):
+        self.drawn, self.largest_error = [], 0.0
+
+    def encode(self, wave, start, stop):
+        assert 0 <= start < stop <= len(wave) // 640
+        return torch.arange(float(start), stop).view(-1, 1, 1).expand(-1, 2, 1)
+
+    def to_latents(self, pixels):
+        return torch.zeros(1, 4, 16, 16)
+
+    def to_images(self, latents):
+        self.drawn += latents[:, 0, 0, 0].tolist()
+        return torch.zeros(len(latents), 3, 1, 1)
+
+    def conditions(self, latents, audio, *mood):
+        if latents.dim() == 5:  # of segments: their ends were made for their first and last sound
+            assert audio.shape[1] == 14
+            error = latents[:, :, 0, 0, 0] - audio[:, [0, -1], 0, 0]
+            self.largest_error = max(self.largest_error, error.abs().max().item())
+        return Conditions(latents, audio[..., 0, :], None)
+
+    def denoise(self, x, sigma, known):
+        return known.context[..., None, None].expand_as(x)
+
+
+@pytest.mark.parametrize("dummy_first", [False, True])
+@pytest.mark.parametrize("average_shared", [False, True])
+def test_every_frame_is_made_for_its_own_sound(dummy_first, average_shared):
+    """For every kind of ending: within a segment, on a keyframe, on either side of a window."""
+    config = Config.tiny()
+    config.dummy_first, config.average_shared = dummy_first, average_shared
+    model, image = KeyFace(config), np.zeros((64, 64, 3), np.uint8)
+    for n in (1, 2, 13, 14, 15, 27, 28, 169, 170, 171, 182, 183, 184, 196, 339, 366, 1000):
+        double = Numbered()
+        model.keyframe = model.interp = model.interp_bad = model.vae = model.audio = double
+        reports = []
+        frames = model.animate(image, np.zeros(640 * n - 639), steps=2, id_guidance=1.0,
+                               audio_guidance=1.0, progress=lambda *r, seen=reports: seen.append(r))
+        assert len(list(frames)) == n
+        assert np.abs(np.array(double.drawn) - np.arange(n)).max() < 0.01, n
+        assert double.largest_error < 0.01, n
+        for name in {r[0] for r in reports}:
+            done = [r[1] for r in reports if r[0] == name]
+            total = {r[2] for r in reports if r[0] == name}
+            assert done == sorted(set(done)) and {done[-1]} == total, n
+
+
+@pytest.fixture(scope="module")
+def random_model():
+    torch.manual_seed(0)
+    model = KeyFace(Config.tiny())
+    for part in model.parts().values():
+        shaken(part.eval())
+    return model
+
+
+def sound(seconds: float, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (0.1 * rng.standard_normal(round(16000 * seconds))).astype(np.float32)
+
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("seconds, count", [(0.04, 1), (0.041, 2), (1.0, 25)])
+def test_length_seed_and_repeatability(random_model, seconds, count):
+    def film(seed):
+        return np.stack(list(random_model.animate(IMAGE, sound(seconds), steps=1, seed=seed)))
+
+    first = film(0)
+    assert first.shape == (count, 64, 64, 3) and first.dtype == np.uint8
+    assert np.array_equal(first, film(0))
+    assert not np.array_equal(first, film(1))
+    assert count == 1 or (first[1:] != first[:-1]).any((1, 2, 3)).all()
+
+
+def test_a_longer_sound_begins_with_the_same_film(random_model):
+    """The plan does not depend on the length: what comes after two windows changes nothing."""
+    short = sound(40)
+    longer = np.concatenate([short, sound(20, seed=1)])
+    films = [list(islice(random_model.animate(IMAGE, wave, steps=1), 100))
+             for wave in (short, longer)]
+    assert np.array_equal(*films)
