@@ -80,10 +80,10 @@ def sample(
 
     denoise(x, sigma) -> D; noise is unit normal; sigmas fall to 0: the last step returns D itself.
     """
-    x = noise * (1 + sigmas[0] ** 2).sqrt().to(noise.dtype)
+    x = noise * (1 + sigmas[0] ** 2).sqrt().to(noise)
     for sigma, following in pairwise(sigmas):
-        slope = (x - denoise(x, sigma.to(x.dtype))) / sigma.to(x.dtype)
-        x = x + (following - sigma).to(x.dtype) * slope
+        slope = (x - denoise(x, sigma.to(x))) / sigma.to(x)
+        x = x + (following - sigma).to(x) * slope
         if after_step is not None:
             x = after_step(x)
         yield x

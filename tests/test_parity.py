@@ -341,11 +341,11 @@ def test_conditioning(fx):
     check("interp.out.c", known)
     check("interp.out.uc", known.without(identity=True, audio=True))
 
-    for width in (16, 256):
-        fx.close(f"sin.out{width}", sinusoid(fx["sin.values"], width), *tolerance)
-    fx.close("sin.cnoise_out32", sinusoid(fx["sin.cnoise_values"], 32), *tolerance)
-    frames = fx["sin.frame_out64"]
-    fx.close("sin.frame_out64", sinusoid(torch.arange(len(frames)), frames.shape[1]), *tolerance)
+    inputs = {"": fx["sin.values"], "cnoise_": fx["sin.cnoise_values"]}
+    for name in [n for n in fx.tensors if n.startswith("sin.") and "out" in n]:
+        kind, width = name.removeprefix("sin.").split("out")
+        values = torch.arange(len(fx[name])) if kind == "frame_" else inputs[kind]
+        fx.close(name, sinusoid(values, int(width)), *tolerance)
 
 
 @torch.no_grad()
