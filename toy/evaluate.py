@@ -1,0 +1,297 @@
+"""Measures a trained model in the toy world, where the truth about every frame is known.
+
+`python -m toy.evaluate` animates people, sentences and voices of the test split, lets the judges
+(judges.py) look at the films, prints a table and writes it to results/, with a contact sheet and a
+plot of jaws. Beside each figure stand what a model that knows nothing would get (control), what the
+best possible one would (ceiling: the true frames after the autoencoder), and what the judge makes
+of the drawings themselves, which is its own error. Films are (N, H, W, 3), judged (N, 17).
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import media
+from checkpoint import load_metadata, save_text
+from keyface import KeyFace
+from media import FPS
+from sample import WEIGHTS, number
+from toy.faces import random_identity
+from toy.judges import JUDGED, Judges
+from toy.report import COLUMNS, describe, write_jaws, write_sheet
+from toy.stats import best_lag, bootstrap, correlation, counted, moments, pooled_correlation, wilson
+from toy.train_vae import mouth, psnr
+from toy.voices import VISEME_CLASSES
+from toy.world import KINDS, Clip, frames, make_clip, portrait, to_bytes
+
+SPEECH_SEEDS, OTHER_SEEDS, GALLERY = 70_000_000, 71_000_000, 100
+SHOWN = 4                                                  # clips on the sheet and in the plot
+JAW, WIDTH, ROUNDING, VALENCE, AROUSAL = (
+    JUDGED.index(name) for name in ("jaw", "width", "rounding", "valence", "arousal"))
+
+
+# ---- Films, made by as many processes of one thread as there are threads -------------------------
+
+@cache
+def loaded(weights: Path) -> KeyFace:
+    return KeyFace.load(weights)
+
+
+def make_film(weights: Path, image: np.ndarray, wave: np.ndarray, curve: np.ndarray, seed: int
+              ) -> tuple[np.ndarray, float]:
+    """Frames (N, H, W, 3) of an identity frame (H, W, 3), a sound (L,) and a mood (N, 2); and the
+    seconds of one core that a second of it took."""
+    model, began = loaded(weights), time.process_time()
+    video = np.stack(list(model.animate(image, wave, curve, seed=seed)))
+    return video, (time.process_time() - began) * FPS / len(video)
+
+
+@torch.inference_mode()
+def make_truth(weights: Path, clip: Clip) -> dict[str, np.ndarray]:
+    """The clip as it is drawn, after the autoencoder, and as a picture that stands still."""
+    model = loaded(weights)
+    drawn = frames(clip, np.arange(len(clip.state)), model.size)
+    return {"drawn": to_bytes(drawn), "ceiling": to_bytes(model.vae.to_images(
+        model.vae.to_latents(drawn))), "still": face_of(clip, model.size, 0)[None]}
+
+
+def start_worker() -> None:
+    def leave() -> None:                                   # not to outlive the parent
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
+    torch.set_num_threads(1)
+
+
+def made(pool: Executor, function: Callable, arguments: list[tuple], what: str) -> Iterable:
+    """The function's results, in order, with a progress bar."""
+    return tqdm(pool.map(function, *zip(*arguments)), what, len(arguments), smoothing=0.1)
+
+
+def face_of(clip: Clip, size: int, which: int) -> np.ndarray:
+    """The person in a mood and pose that have nothing to do with the clip: uint8 (H, W, 3)."""
+    return to_bytes(portrait(clip, size, np.random.default_rng([clip.seed, which])))
+
+
+# ---- What the judges see -------------------------------------------------------------------------
+
+@dataclass
+class Seen:
+    states: np.ndarray                                     # (N, 17): the columns of JUDGED
+    face: np.ndarray                                       # (64,): mean embedding
+    event: str                                             # "speech" or one of KINDS
+
+
+def to_tensor(video: np.ndarray) -> Tensor:
+    return torch.from_numpy(video).movedim(-1, -3) / 127.5 - 1
+
+
+def watch(judges: Judges, video: np.ndarray, n_frames: int | None = None) -> Seen:
+    """A film (N, H, W, 3), uint8, or one picture that stands still for n_frames."""
+    images = to_tensor(video)
+    states = judges.states(images).expand(n_frames or -1, -1)
+    return Seen(states.numpy(), judges.identity(images).mean(0).numpy(),
+                judges.vocalisation(states))
+
+
+def watch_truth(pool: Executor, weights: Path, judges: Judges, clips: list[Clip]
+                ) -> tuple[dict[str, list[Seen]], np.ndarray]:
+    """What is seen of each clip's "drawn", "ceiling" and "still" film; and the autoencoder's PSNR
+    (n, 2) of whole pictures and of mouths."""
+    seen, quality = {"drawn": [], "ceiling": [], "still": []}, []
+    for videos in made(pool, make_truth, [(weights, clip) for clip in clips], "true films"):
+        for name, video in videos.items():
+            seen[name].append(watch(judges, video, len(videos["drawn"])))
+        true, decoded = to_tensor(videos["drawn"]), to_tensor(videos["ceiling"])
+        quality.append((psnr(decoded, true), psnr(mouth(decoded), mouth(true))))
+    return seen, np.array(quality)
+
+
+def other_curve(clips: list[Clip]) -> int:
+    """How many clips further on the foreign curve comes from: where the own and the foreign curves
+    have the least to do with each other, as 40 pairs may agree by chance (r of .2)."""
+    def likeness(shift: int) -> float:
+        pairs = list(zip(clips, clips[shift:] + clips[:shift]))
+        return max(abs(pooled_correlation(sum(moments(a.mood[:, i], b.mood[:, i])
+                                              for a, b in pairs))) for i in (0, 1))
+    return min(range(2, len(clips)), key=likeness)
+
+
+# ---- The table -----------------------------------------------------------------------------------
+
+def row(measure: str, aim: str, unit: str, seen: dict[str, list[Seen]],
+        of: Callable[[list[Seen]], np.ndarray], estimate: Callable = bootstrap,
+        **sources: str) -> dict:
+    """One row: `of` turns what was seen of the clips into numbers per clip, `estimate` these into a
+    figure with its interval. `sources` names, where it is not its own name, what fills a column."""
+    figures = {}
+    for column in COLUMNS:
+        if videos := seen.get(sources.get(column, column)):
+            per_clip = of(videos)
+            value, low, high = estimate(per_clip)
+            last = per_clip[:, 1] if per_clip.shape[1] == 2 else per_clip[:, 0]
+            figures[column] = {"value": value, "low": low, "high": high, "n": int((last > 0).sum())}
+    return {"measure": measure, "aim": aim, "unit": unit, **figures}
+
+
+def speech_rows(clips: list[Clip], given: list[Clip], seen: dict[str, list[Seen]],
+                gallery: np.ndarray, limits: dict[str, float]) -> list[dict]:
+    """`given` are the clips whose curves went into the control films."""
+    def on_clips(f: Callable[[Seen, Clip], object], truth: list[Clip] = clips) -> Callable:
+        return lambda videos: np.array([f(s, c) for s, c in zip(videos, truth)], np.float64)
+
+    def along(column: int) -> Callable:
+        curves = on_clips(lambda s, c: correlation(s.states[:, column], c.state[:, column]))
+        return lambda videos: counted(curves(videos))
+
+    def mood(column: int, truth: list[Clip]) -> Callable:
+        return on_clips(lambda s, c: moments(s.states[:, column], c.mood[:, column - VALENCE]),
+                        truth)
+
+    def motion(videos: list[Seen]) -> np.ndarray:
+        """Against the truth as seen after the autoencoder; that against the drawn one; that against
+        the true numbers."""
+        below = {id(seen["ceiling"]): [s.states for s in seen["drawn"]],
+                 id(seen["drawn"]): [c.state for c in clips]}
+        truth = below.get(id(videos), [s.states for s in seen["ceiling"]])
+        return counted([s.states[:, JAW].std() / t[:, JAW].std() for s, t in zip(videos, truth)])
+
+    def frames_of(name: str, fits: Callable[[np.ndarray], np.ndarray]) -> Callable:
+        def hits(s: Seen, c: Clip) -> tuple[float, float]:
+            here = c.viseme == VISEME_CLASSES.index(name)
+            return fits(s.states[here, JAW]).sum(), here.sum()
+        return on_clips(hits)
+
+    in_time = on_clips(lambda s, c: (best_lag(s.states[:, JAW], c.state[:, JAW]) == 0, 1))
+    taken = on_clips(lambda s, _: (s.event != "speech", 1))
+
+    def right_face(videos: list[Seen]) -> np.ndarray:
+        nearest = (np.stack([s.face for s in videos]) @ gallery.T).argmax(1)
+        return counted(nearest == np.arange(len(videos)))
+
+    pooled = partial(bootstrap, statistic=pooled_correlation)
+    seen["stranger"] = seen["generated"][1:] + seen["generated"][:1]
+    rows = [row(f"{JUDGED[column]}, correlation over time", aim, "r", seen, along(column))
+            for column, aim in ((JAW, "≥ .80, control < .15, ceiling ≥ .97"),
+                                (WIDTH, "≥ .65, ceiling ≥ .95"), (ROUNDING, "≥ .70, ceiling ≥ .95"))]
+    rows += [
+        row("size of the jaw's motion, against the truth's", ".8 to 1.2", "ratio", seen, motion),
+        row("clips in which jaw and truth agree best at lag 0", "≥ 90 %", "%", seen, in_time,
+            wilson),
+        row("frames of m, b, p with closed lips", "≥ 80 %", "%", seen,
+            frames_of("m b p", lambda jaw: jaw < limits["closed below"])),
+        row("frames of open vowels with an open mouth", "≥ 80 %", "%", seen,
+            frames_of("ah", lambda jaw: jaw > limits["open above"]))]
+    for column, aim in ((VALENCE, "≥ .85, control < .15, ceiling ≥ .95"),
+                        (AROUSAL, "≥ .85, control < .15")):
+        name = JUDGED[column]
+        rows += [row(f"{name}, correlation with the curve asked for", aim, "r", seen,
+                     mood(column, clips), pooled),
+                 row(f"{name}, the same to another clip's sound", "≥ .85", "r",
+                     {"generated": seen["control"]}, mood(column, given), pooled)]
+    return rows + [
+        row(f"the right face among {len(gallery)}", "≥ 95 %", "%", seen, right_face, wilson,
+            control="stranger"),
+        row("speech taken for a vocalisation", "≤ 10 %", "%", seen, taken, wilson, control="still")]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = media.Parser("python -m toy.evaluate", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model")
+    add("--judges", type=Path, help="default: judges.safetensors in that folder")
+    add("--quick", action="store_true", help="12 clips of speech, no vocalisations")
+    add("--clips", type=number(int, 4, 1000), help="of speech, 4 s each (default 40)")
+    add("--nsv", type=number(int, 0, 100), help="of each vocalisation, 3 s each (default 10)")
+    add("--out", type=Path, default=Path("results"), help="folder to write to (default results)")
+    args = parser.parse_args(argv)
+    clip_count = args.clips or (12 if args.quick else 40)
+    each = args.nsv if args.nsv is not None else 0 if args.quick else 10
+    began, judges_file = time.monotonic(), args.judges or args.weights / "judges.safetensors"
+    size, judges = loaded(args.weights).size, Judges.load(judges_file)
+    judges_report = json.loads(load_metadata(judges_file)["report"])
+    args.out.mkdir(parents=True, exist_ok=True)
+    processes = torch.get_num_threads()
+    torch.set_num_threads(1)                 # else it and the processes stand in each other's way
+
+    clips = [make_clip(SPEECH_SEEDS + i, "test", 4.0, "speech") for i in range(clip_count)]
+    kinds = KINDS * each
+    nsv = [make_clip(OTHER_SEEDS + i, "test", 3.0, kind) for i, kind in enumerate(kinds)]
+    shift = other_curve(clips)
+    heard, given = clips[1:] + clips[:1], clips[shift:] + clips[:shift]
+    faces = [face_of(clip, size, 0) for clip in clips + nsv]
+    tasks = [*zip(faces, clips, clips), *zip(faces, heard, given), *zip(faces[clip_count:], nsv, nsv)]
+    tasks = [(args.weights, face, sound.wave, curve.mood, i)
+             for i, (face, sound, curve) in enumerate(tasks)]
+    watched, cost, kept = [], [], {}
+    with ProcessPoolExecutor(processes, get_context("spawn"), start_worker) as pool:
+        seen, quality = watch_truth(pool, args.weights, judges, clips)
+        nsv_seen = watch_truth(pool, args.weights, judges, nsv)[0] if nsv else {}
+        for i, (video, seconds) in enumerate(made(pool, make_film, tasks, "films")):
+            watched.append(watch(judges, video))
+            cost.append(seconds)
+            if i % clip_count < SHOWN and i < 2 * clip_count:
+                kept[i] = video
+    seen["generated"], seen["control"] = watched[:clip_count], watched[clip_count:2 * clip_count]
+    nsv_seen["generated"] = watched[2 * clip_count:]
+
+    jaws = np.concatenate([s.states[:, JAW] for s in seen["drawn"]])
+    visemes = np.array(VISEME_CLASSES)[np.concatenate([c.viseme for c in clips])]
+    limits = {"closed below": float(np.quantile(jaws[visemes == "m b p"], 0.95)),
+              "open above": float(np.quantile(jaws[visemes == "ah"], 0.05))}
+    rng = np.random.default_rng(SPEECH_SEEDS)
+    strangers = [replace(clips[0], seed=i, identity=random_identity(rng))
+                 for i in range(GALLERY - clip_count)]
+    gallery = np.stack([watch(judges, face_of(clip, size, 1)[None]).face
+                        for clip in clips + strangers])                          # (100, 64)
+    rows = speech_rows(clips, given, seen, gallery, limits)
+    alike = np.nanmean([correlation(b.state[:, JAW], a.state[:, JAW]) for a, b in zip(clips, heard)])
+    facts = [
+        f"Closed lips: judged jaw below {limits['closed below']:.2f}, as in 95 % of drawn m, b, p.",
+        f"Open mouth: above {limits['open above']:.2f}, as in 95 % of drawn open vowels.",
+        f"True jaws of clips paired as in the control correlate by {alike:.2f} (silence first).",
+        "Curves are paired so that they correlate least."]
+    answers = {kind: [s.event for s, k in zip(nsv_seen["generated"], kinds) if k == kind]
+               for kind in kinds}
+    if nsv:
+        rows.insert(-1, row("kind of vocalisation, of 7 and speech", "≥ 60 %", "%", nsv_seen,
+                            lambda videos: counted([s.event == k for s, k in zip(videos, kinds)]),
+                            wilson, control="still"))
+        facts.append("Vocalisations recognised: " + ", ".join(
+            f"{kind} {events.count(kind)} of {each}" for kind, events in answers.items()) + ".")
+    rows += [row(f"autoencoder: PSNR of {name}", "≥ 32 dB", "dB", {"ceiling": list(values)},
+                 counted) for name, values in zip(("whole pictures", "mouths"), quality.T)]
+    rows.append(row("seconds of one core for 1 s of video", "< 7.5 (8 s in 30 s on two cores)", "s",
+                    {"generated": cost}, counted))
+
+    text = describe(rows, judges_report, facts)
+    save_text(args.out / "evaluation.md", text)
+    save_text(args.out / "evaluation.json", json.dumps(
+        {"weights": str(args.weights), "limits": limits, "rows": rows, "judges": judges_report,
+         "answers": answers, "seconds": time.monotonic() - began}, indent=1))
+    shown = list(enumerate(clips[:SHOWN]))
+    write_sheet(args.out / "sheet.png", faces[:SHOWN], [
+        {"truth": to_bytes(frames(clip, np.arange(len(clip.state)), size)),
+         "generated": kept[i], "another's sound": kept[clip_count + i]} for i, clip in shown])
+    write_jaws(args.out / "jaw.png", [
+        {"truth": clip.state[:, JAW], "generated": seen["generated"][i].states[:, JAW],
+         "another's sound": seen["control"][i].states[:, JAW]} for i, clip in shown])
+    print(f"{text}\nwrote {args.out}/evaluation.md, evaluation.json, sheet.png and jaw.png")
+
+
+if __name__ == "__main__":
+    sys.exit(media.run(main))

@@ -1,0 +1,93 @@
+"""What the evaluation hands out: a table in markdown, a contact sheet and a plot of jaws.
+
+A row of the table is {"measure", "aim", "unit"} with, for some of COLUMNS, a figure {"value",
+"low", "high", "n"}: its 95 % interval and the number of clips.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from media import FPS
+
+COLUMNS = ("generated", "control", "ceiling", "drawn")
+
+
+def show(figure: dict | None, unit: str, interval: bool = True) -> str:
+    if figure is None:
+        return "-"
+    value, low, high = (figure[key] for key in ("value", "low", "high"))
+    if unit == "%":
+        text, bounds = f"{100 * value:.0f} %", f"{100 * low:.0f} to {100 * high:.0f}"
+    else:
+        digits = 1 if unit in ("dB", "s") else 2
+        value, low, high = (round(x, digits) + 0.0 for x in (value, low, high))      # no -0.00
+        text, bounds = f"{value:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"
+    return f"{text} ({bounds})" if interval and figure["n"] > 1 else text
+
+
+def table(rows: list[dict]) -> str:
+    head = ("measure", "aim", "generated (95 %)", "n", "control (95 %)", "ceiling", "judge alone")
+    lines = [head, ("---",) * len(head)]
+    for r in rows:
+        main, *rest = (r.get(column) for column in COLUMNS)
+        lines.append((r["measure"], r["aim"], show(main, r["unit"]),
+                      str(next(r[c]["n"] for c in COLUMNS if c in r)), show(rest[0], r["unit"]),
+                      show(rest[1], r["unit"]), show(rest[2], r["unit"], interval=False)))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def describe(rows: list[dict], judges_report: dict, facts: list[str]) -> str:
+    """The table and what it means; `facts` are lines to add. judges_report: of the judges' file."""
+    error = ", ".join(f"{name} {judges_report['drawn'][f'{name} rmse']:.3f} / "
+                      f"{judges_report['decoded'][f'{name} rmse']:.3f}"
+                      for name in ("jaw", "width", "rounding", "valence", "arousal"))
+    lines = [
+        "n: clips. Intervals: bootstrap over clips; Wilson's where a clip just says yes or no.",
+        "Mouth: a clip's judged frames against its true state, then the mean over clips.",
+        "Valence, arousal, often constant for seconds: over the frames of all clips.", *facts,
+        f"Root mean square error of the judges on other held-out clips, drawn / decoded: {error}."]
+    return f"""\
+People, sentences and voices of the test split.
+*Generated*: to the clip's own sound and mood curve, from the person in another mood and pose.
+*Control*: what a model that cannot know would get: another clip's sound and a third one's curve;
+for the right face, another person; for vocalisations, the identity frame standing still.
+*Ceiling*: the true frames after the autoencoder.
+*Judge alone*: the drawn frames themselves, so the judge's own error.
+
+{table(rows)}
+
+""" + "".join(f"- {line}\n" for line in lines)
+
+
+def write_sheet(path: Path, faces: list[np.ndarray], films: list[dict[str, np.ndarray]]) -> None:
+    """The identity frames (H, W, 3) and, in a row each, every fourth frame of the named films."""
+    rows = [np.concatenate([face, np.full_like(face[:, :8], 255), *video[::4]], axis=1)
+            for face, named in zip(faces, films) for video in named.values()]
+    size, picture = len(faces[0]), np.concatenate(rows)
+    fig = Figure(figsize=(picture.shape[1] / 100 + 1.4, picture.shape[0] / 100), dpi=100)
+    left = 1.4 / fig.get_figwidth()
+    axes = fig.add_axes((left, 0, 1 - left, 1))
+    axes.imshow(picture, interpolation="nearest", aspect="auto")
+    axes.set_yticks(np.arange(len(rows)) * size + size / 2, [n for named in films for n in named])
+    axes.tick_params(length=0, labelsize=9)
+    axes.set_xticks([])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    for i in range(1, len(films)):
+        axes.axhline(i * len(films[0]) * size - 0.5, color="white", lw=3)
+    fig.savefig(path)
+
+
+def write_jaws(path: Path, curves: list[dict[str, np.ndarray]]) -> None:
+    """A panel for each clip with its named curves (N,) of the jaw over time."""
+    fig = Figure(figsize=(10, 2 * len(curves)), layout="constrained")
+    panels = fig.subplots(len(curves), sharex=True, sharey=True, squeeze=False)
+    for panel, named in zip(panels[:, 0], curves):
+        for (name, curve), style in zip(named.items(), ("k-", "C1-", "C0:")):
+            panel.plot(np.arange(len(curve)) / FPS, curve, style, lw=1.5, label=name)
+        panel.set_ylabel("jaw")
+    panels[0, 0].legend(loc="upper right", ncols=3)
+    panels[-1, 0].set_xlabel("seconds")
+    fig.savefig(path, dpi=100)
