@@ -4,7 +4,7 @@ import sys
 
 from training import Recipe, parse, run
 
-RECIPE = Recipe(name="interp", minutes=45, images=0.0, windows=4000, per_clip=5)
+RECIPE = Recipe(name="interp", minutes=25, images=0.0, windows=4000, per_clip=5, learning_rate=1e-3)
 
 if __name__ == "__main__":
     sys.exit(run(RECIPE, parse(RECIPE, __doc__)))

@@ -4,7 +4,7 @@ import sys
 
 from training import Recipe, parse, run
 
-RECIPE = Recipe(name="keyframe", minutes=90, images=0.15, windows=3000, per_clip=2)
+RECIPE = Recipe(name="keyframe", minutes=45, images=0.15, windows=2400, per_clip=2)
 
 if __name__ == "__main__":
     sys.exit(run(RECIPE, parse(RECIPE, __doc__)))
