@@ -187,7 +187,8 @@ def speech_rows(clips: list[Clip], given: list[Clip], seen: dict[str, list[Seen]
     seen["stranger"] = seen["generated"][1:] + seen["generated"][:1]
     rows = [row(f"{JUDGED[column]}, correlation over time", aim, "r", seen, along(column))
             for column, aim in ((JAW, "≥ .80, control < .15, ceiling ≥ .97"),
-                                (WIDTH, "≥ .65, ceiling ≥ .95"), (ROUNDING, "≥ .70, ceiling ≥ .95"))]
+                                (WIDTH, "≥ .65, ceiling ≥ .95"),
+                                (ROUNDING, "≥ .70, ceiling ≥ .95"))]
     rows += [
         row("size of the jaw's motion, against the truth's", ".8 to 1.2", "ratio", seen, motion),
         row("clips in which jaw and truth agree best at lag 0", "≥ 90 %", "%", seen, in_time,
@@ -234,9 +235,10 @@ def main(argv: list[str] | None = None) -> None:
     shift = other_curve(clips)
     heard, given = clips[1:] + clips[:1], clips[shift:] + clips[:shift]
     faces = [face_of(clip, size, 0) for clip in clips + nsv]
-    tasks = [*zip(faces, clips, clips), *zip(faces, heard, given), *zip(faces[clip_count:], nsv, nsv)]
+    films = [*zip(faces, clips, clips), *zip(faces, heard, given)]
+    films += zip(faces[clip_count:], nsv, nsv)
     tasks = [(args.weights, face, sound.wave, curve.mood, i)
-             for i, (face, sound, curve) in enumerate(tasks)]
+             for i, (face, sound, curve) in enumerate(films)]
     watched, cost, kept = [], [], {}
     with ProcessPoolExecutor(processes, get_context("spawn"), start_worker) as pool:
         seen, quality = watch_truth(pool, args.weights, judges, clips)
@@ -259,7 +261,8 @@ def main(argv: list[str] | None = None) -> None:
     gallery = np.stack([watch(judges, face_of(clip, size, 1)[None]).face
                         for clip in clips + strangers])                          # (100, 64)
     rows = speech_rows(clips, given, seen, gallery, limits)
-    alike = np.nanmean([correlation(b.state[:, JAW], a.state[:, JAW]) for a, b in zip(clips, heard)])
+    alike = np.nanmean([correlation(b.state[:, JAW], a.state[:, JAW])
+                        for a, b in zip(clips, heard)])
     facts = [
         f"Closed lips: judged jaw below {limits['closed below']:.2f}, as in 95 % of drawn m, b, p.",
         f"Open mouth: above {limits['open above']:.2f}, as in 95 % of drawn open vowels.",
