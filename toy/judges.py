@@ -1,11 +1,12 @@
 """The judges of the toy world: small networks that measure from pixels alone what the world knows.
 
 Four of them: *states* (the 15 numbers of a face, valence and arousal), *identity* (an embedding),
-*events* (speech or which vocalisation, from the judged states over time) and *lips* (a lip reader
-that names visemes from the mouth). They learn from drawn frames and from the same after the
-autoencoder, else they misread generated ones, and from the train split alone.
-`python -m toy.judges`, after toy.train_vae, writes `judges.safetensors` and prints each one's own
-error on the test split, drawn and after the autoencoder: the ceiling of every model that uses it.
+and from the judged states over time *events* (speech or which vocalisation) and *lips* (a lip
+reader that names visemes). The first two learn from drawn frames and from the same after the
+autoencoder, else they misread generated ones; the others from true states with the first one's
+error. All see the train split alone. `python -m toy.judges`, after toy.train_vae, writes
+`judges.safetensors` and prints each one's own error on the test split, drawn and after the
+autoencoder: the ceiling of every model that uses it.
 """
 
 import argparse
@@ -23,32 +24,24 @@ from torch import Tensor, nn
 
 from checkpoint import from_dict, load_metadata, load_part, save_part
 from toy.faces import STATE, draw, random_identity
-from toy.train_vae import mouth
 from toy.voices import VISEME_CLASSES
 from toy.world import EVENTS, KINDS, Clip, frames, make_clip
 from vae import VAE, VAEConfig
 
 JUDGED = (*STATE, "valence", "arousal")
 SIZE = 64                     # side of the pictures that the judges look at
-CHUNK = 25                    # consecutive frames of one person in the sequences
+MOUTH = 6                     # the first columns of JUDGED, which the lip reader sees
 TRAIN, TEST = 50_000_000, 60_000_000      # first seeds of their clips, in either split
 BOTH = ("drawn", "decoded")
 
 
-class Trunk(nn.Module):
-    """Pictures (N, 3, height, width) -> features (N, out); where things are is kept to the end."""
-
-    def __init__(self, height: int, width: int, out: int):
-        super().__init__()
-        layers = []
-        for c_in, c, kernel in ((3, 24, 5), (24, 32, 3), (32, 48, 3), (48, 64, 3)):
-            layers += [nn.Conv2d(c_in, c, kernel, stride=2, padding=kernel // 2),
-                       nn.GroupNorm(8, c), nn.SiLU()]
-        left = 64 * (height // 16) * (width // 16)
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(left, out))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.layers(images)
+def trunk(out: int) -> nn.Sequential:
+    """Pictures (N, 3, SIZE, SIZE) -> features (N, out); where things are is kept to the end."""
+    layers = []
+    for c_in, c, kernel in ((3, 24, 5), (24, 32, 3), (32, 48, 3), (48, 64, 3)):
+        layers += [nn.Conv2d(c_in, c, kernel, stride=2, padding=kernel // 2),
+                   nn.GroupNorm(8, c), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * (SIZE // 16) ** 2, out))
 
 
 def over_time(channels: int, hidden: int, out: int, kernel: int, depth: int) -> nn.Sequential:
@@ -65,14 +58,12 @@ class Judges(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.state_trunk = nn.Sequential(Trunk(SIZE, SIZE, 160), nn.SiLU(),
-                                         nn.Linear(160, len(JUDGED)))
+        self.state_trunk = nn.Sequential(trunk(160), nn.SiLU(), nn.Linear(160, len(JUDGED)))
         self.register_buffer("mean", torch.zeros(len(JUDGED)))
         self.register_buffer("std", torch.ones(len(JUDGED)))
-        self.face_trunk = Trunk(SIZE, SIZE, 64)
+        self.face_trunk = trunk(64)
         self.event_net = over_time(len(STATE), 48, len(EVENTS), kernel=9, depth=3)
-        self.lip_trunk = Trunk(48, 64, 64)
-        self.lip_net = over_time(64, 64, len(VISEME_CLASSES), kernel=5, depth=2)
+        self.lip_net = over_time(MOUTH, 64, len(VISEME_CLASSES), kernel=5, depth=3)
 
     @staticmethod
     def load(path: Path) -> "Judges":
@@ -81,10 +72,8 @@ class Judges(nn.Module):
         load_part(path, judges)
         return judges
 
-    def lip_features(self, crops: Tensor) -> Tensor:
-        """Mouths (..., 3, h, w) of consecutive frames -> (..., D) features."""
-        crops, shape = crops.flatten(0, -4), crops.shape[:-3]
-        return self.lip_trunk(F.interpolate(crops, (48, 64), mode="bilinear")).unflatten(0, shape)
+    def normalised(self, states: Tensor) -> Tensor:
+        return (states - self.mean) / self.std
 
     @torch.inference_mode()
     def states(self, frames: Tensor) -> Tensor:
@@ -101,19 +90,19 @@ class Judges(nn.Module):
     @torch.inference_mode()
     def events(self, states: Tensor) -> Tensor:
         """Judged states (N, 17) of a clip -> probabilities (N, 9) of the classes EVENTS."""
-        x = ((states - self.mean) / self.std)[:, :len(STATE)]
-        return self.event_net(x.T[None])[0].softmax(0).T
+        x = self.normalised(states)[:, :len(STATE)].T[None]
+        return self.event_net(x)[0].softmax(0).T
 
     def vocalisation(self, states: Tensor) -> str:
         """"speech" or one of KINDS: what most of the clip's judged frames show, silence aside."""
         return EVENTS[1 + self.events(states)[:, 1:].sum(0).argmax()]
 
     @torch.inference_mode()
-    def lips(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Lip reading of a clip: probabilities (N, classes) of VISEME_CLASSES, features (N, 64)."""
-        crops = mouth(at_size(frames))
-        features = torch.cat([self.lip_features(c) for c in crops.split(64)])
-        return self.lip_net(features.T[None])[0].softmax(0).T, features
+    def lips(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Judged states (N, 17) of a clip -> probabilities (N, classes) of VISEME_CLASSES, and the
+        lip reader's features (N, 64), whose cosine similarity is the LipScore."""
+        features = self.lip_net[:-1](self.normalised(states)[:, :MOUTH].T[None])      # (1, 64, N)
+        return self.lip_net[-1](features)[0].softmax(0).T, features[0].T
 
 
 def at_size(frames: Tensor) -> Tensor:
@@ -139,14 +128,13 @@ def through(vae: VAE, frames: Tensor) -> Tensor:
 
 @dataclass
 class Lessons:
-    """frames (I, 4, 3, 64, 64) of I people, with truth (I, 4, 17); sequences of mouths
-    (M, CHUNK, 3, h, w), with visemes (M, CHUNK); states of clips (K, N, 15), with events (K, N)."""
+    """frames (I, 4, 3, 64, 64) of I people, with truth (I, 4, 17); truth of whole clips
+    (K, N, 17), with their visemes and events (K, N)."""
 
     frames: Tensor
     truth: Tensor
-    mouths: Tensor
+    clips: Tensor
     visemes: Tensor
-    states: Tensor
     events: Tensor
 
 
@@ -167,8 +155,9 @@ def prepare(vae: VAE, people: int, clips: int) -> Lessons:
     rng = np.random.default_rng(TRAIN)
     kinds = [(None, "speech", KINDS[i // 3 % len(KINDS)])[i % 3] for i in range(clips)]
     made = [make_clip(TRAIN + i, "train", 4.0, kind) for i, kind in enumerate(kinds)]
-    every = torch.cat([truth(clip) for clip in made])                       # (all frames, 17)
-    chosen = every[torch.from_numpy(rng.integers(0, len(every), (people, 4)))]
+    every = torch.stack([truth(clip) for clip in made])                     # (K, N, 17)
+    frame = torch.from_numpy(rng.integers(0, every.shape[0] * every.shape[1], (people, 4)))
+    chosen = every.flatten(0, 1)[frame]                                     # (I, 4, 17)
     faces = torch.empty(people, 4, 3, SIZE, SIZE, dtype=torch.uint8)
     for some_faces, states in zip(faces.split(16), chosen[..., :len(STATE)].split(16)):
         identity = np.stack([random_identity(rng) for _ in states]).repeat(4, axis=0)
@@ -177,16 +166,7 @@ def prepare(vae: VAE, people: int, clips: int) -> Lessons:
         some_faces[:, :2] = to_bytes(images[:, :2])
         decoded = through(vae, images[:, 2:].flatten(0, 1))
         some_faces[:, 2:] = to_bytes(decoded).unflatten(0, (-1, 2))
-    mouths, visemes = [], []
-    for i, clip in enumerate(made[:clips // 3]):
-        for start in range(0, len(clip.state), CHUNK):        # a new person for each piece
-            part = slice(start, start + CHUNK)
-            identity = torch.from_numpy(random_identity(rng))
-            images = draw(identity, torch.from_numpy(clip.state[part]), SIZE)
-            mouths.append(to_bytes(mouth(through(vae, images) if i % 2 else images)))
-            visemes.append(torch.from_numpy(clip.viseme[part]))
-    return Lessons(faces, chosen, torch.stack(mouths), torch.stack(visemes),
-                   torch.from_numpy(np.stack([c.state for c in made])),
+    return Lessons(faces, chosen, every, torch.from_numpy(np.stack([c.viseme for c in made])),
                    torch.from_numpy(np.stack([c.event for c in made])))
 
 
@@ -202,7 +182,7 @@ def varied(images: Tensor) -> Tensor:
 
 def state_loss(judges: Judges, lessons: Lessons) -> Tensor:
     i, j = some(64, len(lessons.frames)), some(64, 4)
-    target = (lessons.truth[i, j] - judges.mean) / judges.std
+    target = judges.normalised(lessons.truth[i, j])
     judged = judges.state_trunk(varied(from_bytes(lessons.frames[i, j])))
     return F.smooth_l1_loss(judged, target, beta=.3)
 
@@ -217,21 +197,16 @@ def face_loss(judges: Judges, lessons: Lessons) -> Tensor:
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
-def lip_loss(judges: Judges, lessons: Lessons) -> Tensor:
-    i = some(6, len(lessons.mouths))
-    crops = varied(from_bytes(lessons.mouths[i]).flatten(0, 1)).unflatten(0, (6, CHUNK))
-    logits = judges.lip_net(judges.lip_features(crops).transpose(1, 2))     # (B, classes, CHUNK)
-    return F.cross_entropy(logits, lessons.visemes[i])
-
-
-def event_loss(judges: Judges, lessons: Lessons, error: Tensor) -> Tensor:
-    """Sees true states with the regressor's `error` (15,), half of it constant over the clip."""
-    i, n = some(16, len(lessons.states)), len(STATE)
-    noise = torch.randn(16, 1, n) + torch.randn(16, lessons.states.shape[1], n)
-    x = (lessons.states[i] + .7 * error * noise - judges.mean[:n]) / judges.std[:n]
-    frequency = lessons.events.flatten().bincount(minlength=len(EVENTS)).float()
-    logits = judges.event_net(x.transpose(1, 2))                            # (B, classes, N)
-    return F.cross_entropy(logits, lessons.events[i], frequency.clamp(min=1) ** -.5)
+def time_loss(judges: Judges, net: nn.Module, columns: int, lessons: Lessons, labels: Tensor,
+              error: Tensor) -> Tensor:
+    """For `labels` (K, N) from true states with the regressor's `error` (17,), half of it constant
+    over a clip. Rare classes count more."""
+    i = some(16, len(lessons.clips))
+    x = lessons.clips[i]                                                    # (B, N, 17)
+    x = x + .7 * error * (torch.randn_like(x) + torch.randn_like(x[:, :1]))
+    logits = net(judges.normalised(x)[..., :columns].transpose(1, 2))       # (B, classes, N)
+    frequency = labels.flatten().bincount(minlength=logits.shape[1]).float()
+    return F.cross_entropy(logits, labels[i], frequency.clamp(min=1) ** -.5)
 
 
 def fit(name: str, parts: list[nn.Module], loss: Callable[[], Tensor], seconds: float) -> None:
@@ -252,13 +227,14 @@ def fit(name: str, parts: list[nn.Module], loss: Callable[[], Tensor], seconds: 
 def train(judges: Judges, lessons: Lessons, seconds: float) -> None:
     flat = lessons.truth.flatten(0, 1)
     judges.mean, judges.std = flat.mean(0), flat.std(0)
-    fit("states", [judges.state_trunk], lambda: state_loss(judges, lessons), .45 * seconds)
-    fit("identity", [judges.face_trunk], lambda: face_loss(judges, lessons), .15 * seconds)
-    lip_parts = [judges.lip_trunk, judges.lip_net]
-    fit("lips", lip_parts, lambda: lip_loss(judges, lessons), .3 * seconds)
+    fit("states", [judges.state_trunk], lambda: state_loss(judges, lessons), .6 * seconds)
+    fit("identity", [judges.face_trunk], lambda: face_loss(judges, lessons), .2 * seconds)
     error = judges.states(from_bytes(lessons.frames[:200].flatten(0, 1))) - flat[:800]
-    error = error.square().mean(0).sqrt()[:len(STATE)]
-    fit("events", [judges.event_net], lambda: event_loss(judges, lessons, error), .1 * seconds)
+    error = error.square().mean(0).sqrt()
+    fit("lips", [judges.lip_net], lambda: time_loss(
+        judges, judges.lip_net, MOUTH, lessons, lessons.visemes, error), .1 * seconds)
+    fit("events", [judges.event_net], lambda: time_loss(
+        judges, judges.event_net, len(STATE), lessons, lessons.events, error), .1 * seconds)
 
 
 # ---- Their own error, on people, voices and sentences they never met ----
@@ -280,7 +256,7 @@ def measure(judges: Judges, vae: VAE, speech: int, each: int) -> dict[str, dict[
         states = [judges.states(video) for video in videos]
         found = [judges.vocalisation(s) for s in states]
         right = [f == k for f, k in zip(found, kinds)]
-        named = torch.cat([judges.lips(video)[0].argmax(1) for video in videos[:speech]]) == visemes
+        named = torch.cat([judges.lips(s)[0].argmax(1) for s in states[:speech]]) == visemes
         probes = torch.cat([judges.identity(video[-1:]) for video in videos])
         judged = torch.cat(states[:speech])
         pairs = list(zip(JUDGED, judged.T, true.T))
@@ -298,14 +274,14 @@ def measure(judges: Judges, vae: VAE, speech: int, each: int) -> dict[str, dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m toy.judges", description="Trains the judges.")
-    parser.add_argument("--minutes", type=float, default=8, help="after about 4 of drawing")
+    parser.add_argument("--minutes", type=float, default=8, help="after about 2 of drawing")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="has vae.safetensors")
     args = parser.parse_args()
     torch.manual_seed(0)
     vae, judges, start = load_vae(args.out), Judges(), time.monotonic()
     lessons = prepare(vae, people=4000, clips=600)
-    print(f"{4 * len(lessons.frames)} faces, {CHUNK * len(lessons.mouths)} mouths,"
-          f" {len(lessons.states)} clips: {time.monotonic() - start:.0f} s", flush=True)
+    print(f"{4 * len(lessons.frames)} faces, {len(lessons.clips)} clips:"
+          f" {time.monotonic() - start:.0f} s", flush=True)
     train(judges, lessons, 60 * args.minutes)
     judges.eval()
     report = measure(judges, vae, speech=40, each=6)
