@@ -4,8 +4,8 @@ Everything is written to a temporary name and then renamed, and read with errors
 """
 
 import json
-import os
-from dataclasses import fields, is_dataclass
+import subprocess
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from media import InputError
+from media import InputError, replacing
 
 T = TypeVar("T")
 
@@ -57,6 +57,11 @@ def load_config(cls: type[T], folder: str | Path) -> T:
         raise InputError(f"{path}: {error}") from None
 
 
+def save_config(config: object, folder: Path) -> None:
+    """Writes a dataclass as `folder`/config.json."""
+    save_text(folder / "config.json", json.dumps(asdict(config), indent=1) + "\n")
+
+
 def load_part(path: str | Path, module: nn.Module) -> None:
     """Loads a safetensors file into `module`, in the module's own precision. Raises InputError if
     it is missing, damaged, or not of this module: names and shapes must agree exactly."""
@@ -89,31 +94,30 @@ def load_metadata(path: str | Path) -> dict[str, str]:
         raise InputError(f"{path}: damaged or not a safetensors file ({error})") from None
 
 
+def header_config(cls: type[T], path: str | Path) -> T:
+    """The dataclass `cls` from the field `config` of a header."""
+    return from_dict(cls, json.loads(load_metadata(path).get("config", "null")), str(path))
+
+
 def save_part(path: str | Path, tensors: dict[str, Tensor], half: bool = True,
               **metadata: object) -> None:
     """Writes a state dict, in fp16 if `half`, with `metadata` (as JSON) in the header."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
     kept = {k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
             for k, v in tensors.items()}
-    save_file(kept, temporary, {k: json.dumps(v) for k, v in metadata.items()})
-    os.replace(temporary, path)
+    with replacing(Path(path)) as temporary:
+        save_file(kept, temporary, {k: json.dumps(v) for k, v in metadata.items()})
 
 
 def save_text(path: str | Path, text: str) -> None:
     """Writes a text file whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def save_state(path: str | Path, state: dict) -> None:
     """Writes training state (tensors and plain values), read again by `load_state`."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.partial")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with replacing(Path(path)) as temporary:
+        torch.save(state, temporary)
 
 
 def load_state(path: str | Path) -> dict:
@@ -123,3 +127,12 @@ def load_state(path: str | Path) -> dict:
     except Exception as error:
         raise InputError(
             f"{path}: not a training state of this program ({type(error).__name__})") from error
+
+
+def code_version() -> str:
+    """What git calls this state of the code; "unknown" without git."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

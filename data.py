@@ -6,9 +6,12 @@ pixels for the pixel loss. The drawn world is the default source, a folder of vi
 """
 
 import csv
+import hashlib
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
@@ -38,15 +41,18 @@ class Recording(Protocol):
 
 
 class FolderSource:
-    """A folder of videos with sound. NAME.csv beside NAME.mp4 gives valence and arousal, a row a
-    frame; neutral without."""
+    """A folder of videos with sound, every tenth of which (by name) is held out of training.
+    NAME.csv beside NAME.mp4 gives valence and arousal, a row a frame; neutral without."""
 
-    def __init__(self, folder: str | Path, size: int):
+    def __init__(self, folder: str | Path, split: str, size: int):
         endings = (".mp4", ".mov", ".mkv", ".webm")
-        self.paths = sorted(p for p in Path(folder).glob("*") if p.suffix in endings)
-        self.size = size
-        if not self.paths:
-            raise InputError(f"--data {folder}: no video in it (.mp4, .mov, .mkv or .webm)")
+        paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in endings)
+        if len(paths) < 2:
+            raise InputError(f"--data {folder}: holds {len(paths)} videos ({', '.join(endings)}); "
+                             "give two or more, of which one is held out of training")
+        kept = {"test": paths[::10], "train": [p for i, p in enumerate(paths) if i % 10]}
+        self.paths, self.split, self.size = kept[split], split, size
+        self.times = [(p.name, p.stat().st_mtime_ns) for p in sorted(Path(folder).glob("*.*"))]
 
     def clip(self, index: int) -> "FolderClip":
         return FolderClip(self.paths[index % len(self.paths)], self.size)
@@ -58,18 +64,16 @@ class FolderClip:
         wave = read_audio(path)
         n = min(len(self.pixels), -(-len(wave) // SAMPLES_PER_FRAME))
         self.wave = np.pad(wave, (0, SAMPLES_PER_FRAME))[:n * SAMPLES_PER_FRAME]
-        curve = "neutral"
+        self.mood = emotion_curve("neutral", n)
         table = path.with_suffix(".csv")
         if table.exists():
-            with open(table, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
             try:
-                moods = [[float(row["valence"]), float(row["arousal"])] for row in rows]
-            except (KeyError, TypeError, ValueError):
-                raise InputError(
-                    f"{table}: a row a frame with valence and arousal is expected") from None
-            curve = np.array(moods, np.float32)
-        self.mood = emotion_curve(curve, n)
+                with open(table, newline="", encoding="utf-8") as file:
+                    rows = [(row["valence"], row["arousal"]) for row in csv.DictReader(file)]
+                self.mood = emotion_curve(np.array(rows, np.float32), n)
+            except (KeyError, TypeError, ValueError, csv.Error, InputError):
+                raise InputError(f"{table}: a row a frame is expected, with valence and arousal "
+                                 "between -1 and 1") from None
 
     def frames(self, indices: list[int]) -> Tensor:
         return torch.from_numpy(self.pixels[indices]).permute(0, 3, 1, 2) / 127.5 - 1
@@ -107,7 +111,7 @@ class ToyClip:
 
 def open_source(data: str | None, split: str, size: int) -> FolderSource | ToySource:
     """The source of `--data`: a folder of videos, or without one the drawn world."""
-    return FolderSource(data, size) if data else ToySource(split, size)
+    return FolderSource(data, split, size) if data else ToySource(split, size)
 
 
 FROZEN = ("vae", "wavlm", "beats")
@@ -139,21 +143,20 @@ class Windows:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def batches(self, size: int, seed: int) -> Iterator["Windows"]:
-        """Endless random batches, every window once before any twice."""
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            for rows in torch.randperm(len(self), generator=generator).split(size):
-                if len(rows) == min(size, len(self)):
-                    yield self.rows(rows)
+    def batch(self, size: int, step: int, seed: int) -> "Windows":
+        """Batch number `step` of an endless random order, every window once before any twice."""
+        epoch, i = divmod(step, max(1, len(self) // size))
+        generator = torch.Generator().manual_seed(1000 * seed + epoch)
+        order = torch.randperm(len(self), generator=generator)
+        return self.rows(order[i * size:(i + 1) * size])
 
     def rows(self, rows: Tensor | slice) -> "Windows":
         return Windows(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
-    def singles(self, size: int, generator: torch.Generator) -> "Windows":
+    def singles(self, size: int) -> "Windows":
         """A random batch of single frames as windows of T = 1."""
-        rows = torch.randint(len(self), (size,), generator=generator)
-        times = torch.randint(self.latents.shape[1], (size,), generator=generator)
+        rows = torch.randint(len(self), (size,))
+        times = torch.randint(self.latents.shape[1], (size,))
         one = {name: getattr(self, name)[rows, times][:, None]
                for name in ("latents", "tokens", "mood", "pixels")}
         return Windows(identity=self.identity[rows], **one)
@@ -168,7 +171,7 @@ class Windows:
 
 @torch.no_grad()
 def make_windows(source: FolderSource | ToySource, model: KeyFace, stage: StageConfig,
-                 clips: range, seed: int, per_clip: int) -> dict[str, Tensor]:
+                 clips: Iterable[int], seed: int, per_clip: int) -> dict[str, Tensor]:
     """`per_clip` windows of T frames, `stage.spacing` apart, of each clip: fields of `Windows`."""
     span = (stage.frames - 1) * stage.spacing + 1
     rows: dict[str, list[Tensor]] = {name: [] for name in Windows.__dataclass_fields__}
@@ -176,7 +179,7 @@ def make_windows(source: FolderSource | ToySource, model: KeyFace, stage: StageC
         clip = source.clip(index)
         rng = np.random.default_rng((seed, index, stage.spacing))
         room = len(clip.mood) - span
-        if room < 0:
+        if room < 0 or len(clip.mood) == stage.frames:  # no frame would be left for the portrait
             continue
         sound = model.audio.encode(torch.from_numpy(clip.wave), 0, len(clip.mood))  # (N, 2, D)
         for first in rng.choice(room + 1, min(per_clip, room + 1), replace=False):
@@ -193,31 +196,45 @@ def make_windows(source: FolderSource | ToySource, model: KeyFace, stage: StageC
 
 
 def _work(rank: int, workers: int, source: FolderSource | ToySource, weights: Path,
-          stage: StageConfig, count: int, first: int, seed: int, per_clip: int, path: Path) -> None:
+          stage: StageConfig, count: int, first: int, seed: int, per_clip: int, folder: Path):
     torch.set_num_threads(1)
+    error = folder / "error"  # ends the other processes' work, too
     clips = range(first + rank, first + -(-count // per_clip), workers)
-    windows = make_windows(source, load_frozen(weights), stage, clips, seed, per_clip)
-    save_file(windows, f"{path}.{rank}")
+    clips = takewhile(lambda _: not error.exists(), clips)
+    try:
+        windows = make_windows(source, load_frozen(weights), stage, clips, seed, per_clip)
+        save_file(windows, folder / str(rank))
+    except InputError as problem:
+        error.write_text(str(problem))
 
 
-def prepare(path: Path, source: FolderSource | ToySource, weights: Path, stage: StageConfig,
+def prepare(cache: Path, source: FolderSource | ToySource, weights: Path, stage: StageConfig,
             count: int, seed: int = 0, per_clip: int = 2, first: int = 0,
-            workers: int | None = None) -> Windows:
-    """About `count` windows for `stage`, read from `path` if an earlier run left them there, else
-    made by several processes and kept. Raises InputError where no clip is as long as a window."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        workers = workers or min(os.cpu_count() or 1, 16)
-        arguments = (workers, source, weights, stage, count, first, seed, per_clip, path)
-        mp.spawn(_work, arguments, nprocs=workers)
-        shards = [load_file(f"{path}.{rank}") for rank in range(workers)]
-        shards = [shard for shard in shards if shard]
+            workers: int = min(os.cpu_count() or 1, 16)) -> Windows:
+    """About `count` windows for `stage`: from the folder `cache`, if an earlier run left them there
+    that were made with the same frozen weights and settings, else made by several processes and
+    kept. Raises InputError for clips that cannot be read or are all shorter than a window."""
+    config = load_config(Config, weights)
+    made_with = hashlib.sha256(repr((vars(source), config.vae, config.audio, stage.frames,
+                                     stage.spacing, seed, per_clip, first)).encode())
+    for name in FROZEN:
+        made_with.update((weights / f"{name}.safetensors").read_bytes())
+    kind = "interp" if stage.interpolation else "keyframe"
+    path = cache / f"{kind}-{source.split}-{count}-{made_with.hexdigest()[:12]}.safetensors"
+    if path.exists():
+        return Windows(**load_file(path))
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        arguments = (workers, source, weights, stage, count, first, seed, per_clip, folder)
+        mp.spawn(_work, arguments, nprocs=workers, daemon=True)
+        if (folder / "error").exists():
+            raise InputError((folder / "error").read_text())
+        shards = [shard for rank in range(workers) if (shard := load_file(folder / str(rank)))]
         if not shards:
-            span = (stage.frames - 1) * stage.spacing + 1
-            raise InputError(f"--data: no clip is long enough for a window of {span} frames")
+            raise InputError(f"--data: no {source.split} video is as long as a window, "
+                             f"{(stage.frames - 1) * stage.spacing + 1} frames; give longer ones")
         whole = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
-        save_file(whole, f"{path}.partial")
-        os.replace(f"{path}.partial", path)
-        for rank in range(workers):
-            os.remove(f"{path}.{rank}")
-    return Windows(**load_file(path))
+        save_file(whole, folder / "whole")
+        os.replace(folder / "whole", path)
+    return Windows(**whole)

@@ -1,32 +1,45 @@
 """Figures: the contact sheet of a video, and what training shows; written whole or not at all."""
 
+import csv
 import math
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from torch import Tensor
 
 from media import FPS, SAMPLE_RATE, replacing
 
 
-def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Writes uint8 (H, W, 3) as PNG."""
+def save_grid(path: Path, images: Tensor) -> None:
+    """Writes images (rows, columns, 3, H, W) in [-1, 1] as one PNG."""
+    picture = ((images + 1) * 127.5).byte().permute(0, 3, 1, 4, 2)  # (rows, H, columns, W, 3)
     with replacing(path) as temporary:
-        imsave(temporary, picture)
+        imsave(temporary, picture.flatten(2, 3).flatten(0, 1).cpu().numpy())
 
 
-def plot_metrics(path: Path, rows: list[dict[str, float]]) -> None:
-    """Draws the rows of a metrics CSV as curves over minutes; an empty value is left out."""
+def load_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a CSV of numbers; none where there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def save_metrics(path: Path, rows: list[dict[str, float]]) -> None:
+    """Writes `rows` as NAME.csv and draws their losses over minutes as NAME_curves.png."""
+    lines = [rows[-1], *(row.values() for row in rows)]
+    with replacing(path) as temporary:
+        temporary.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for name in ("latent_loss", "val_1", "val_10", "val_10_other_sound"):
-        points = [(row["minutes"], row[name]) for row in rows if row.get(name) not in (None, "")]
-        axes.semilogy(*zip(*points), label=name)
+        axes.semilogy(*zip(*((row["minutes"], row[name]) for row in rows)), label=name)
     axes.set(xlabel="minutes", ylabel="loss")
     axes.legend()
     axes.grid(alpha=0.3, which="both")
-    with replacing(path) as temporary:
+    with replacing(path.with_name(f"{path.stem}_curves.png")) as temporary:
         figure.savefig(temporary, dpi=100)
 
 

@@ -1,10 +1,10 @@
-"""Trains stage 2, interpolation between keyframes (paper section 3.3), from the keyframe weights in --out."""
+"""Trains stage 2, interpolation (paper section 3.3), from the keyframe weights in --out."""
 
 import sys
 
-from training import Recipe, parse, run
+from training import Recipe, run
 
 RECIPE = Recipe(name="interp", minutes=25, images=0.0, windows=4000, per_clip=5, learning_rate=1e-3)
 
 if __name__ == "__main__":
-    sys.exit(run(RECIPE, parse(RECIPE, __doc__)))
+    sys.exit(run(RECIPE, __doc__))

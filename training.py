@@ -6,13 +6,11 @@ process of two.
 """
 
 import argparse
-import csv
-import json
 import math
 import os
+import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,24 +24,27 @@ from torch import Tensor, nn
 from torch import multiprocessing as mp
 
 from checkpoint import (
-    from_dict,
+    code_version,
+    header_config,
     load_config,
-    load_metadata,
     load_part,
     load_state,
+    save_config,
     save_part,
     save_state,
-    save_text,
 )
 from data import FROZEN, Windows, load_frozen, open_source, prepare
 from diffusion import latent_loss, sample, schedule
-from figures import plot_metrics, save_picture
+from figures import load_metrics, save_grid, save_metrics
 from keyface import Conditions, Config, KeyFace, Stage, guided_keyframes, guided_segments
-from media import InputError
+from media import InputError, Parser, replacing
 from vae import VAEConfig
 
 SHIPPED = Path(__file__).parent / "weights" / "tiny"
 SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 60, 600  # seconds
+SIGNALS = signal.SIGINT, signal.SIGTERM
+# What the errors say that are the machine's fault, in torch, safetensors and gloo.
+TROUBLE = "out of memory|allocate memory|[Nn]o space|writ(e|ing) f|terminated with signal|by peer"
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Recipe:
 
 
 def parse(recipe: Recipe, description: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
+    parser = Parser(description=description)
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/toy"), help="weights folder to train into")
     add("--minutes", type=float, default=recipe.minutes,
@@ -80,30 +81,63 @@ def parse(recipe: Recipe, description: str) -> argparse.Namespace:
     for name in ("minutes", "windows", "batch"):
         if not getattr(args, name) > 0:
             parser.error(f"--{name} must be greater than 0")
+    if args.seed < 0 or args.workers < 0:
+        parser.error("--seed and --workers must not be negative")
+    if args.resume:
+        args.init = None  # --out holds it all
     return args
 
 
-def assemble(args: argparse.Namespace) -> KeyFace:
-    """The model in `--out`, with the frozen parts of --init, of --out itself, or of the shipped
-    weights; writes its config.json. Raises InputError if none of them holds them."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    folders = [f for f in (args.init, args.out, SHIPPED) if f and (f / "vae.safetensors").exists()]
-    if not folders:
-        raise InputError(f"{args.out}: holds no autoencoder and encoders; run "
-                         "python -m toy.train_vae and python -m toy.train_encoders first, "
-                         "or give --init")
-    source = folders[0]
+def assemble(args: argparse.Namespace) -> None:
+    """Makes `--out` a weights folder with config.json and the frozen parts of --init, of --out
+    itself, or of the shipped weights. Raises InputError where they are missing."""
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {args.out}: {error.strerror}; name a folder") from None
+    if args.resume:
+        return
+    folders = [args.init] if args.init else [args.out, SHIPPED]
+    complete = [f for f in folders if all((f / f"{n}.safetensors").exists() for n in FROZEN)]
+    if not complete:
+        raise InputError(f"{folders[0]}: lacks {', '.join(FROZEN)} .safetensors; run python -m "
+                         "toy.train_vae and python -m toy.train_encoders first, or give --init")
+    source = complete[0]
     for name in FROZEN:
-        if source != args.out:
-            shutil.copyfile(source / f"{name}.safetensors", args.out / f"{name}.safetensors")
+        if source.resolve() != args.out.resolve():
+            with replacing(args.out / f"{name}.safetensors") as temporary:
+                shutil.copyfile(source / f"{name}.safetensors", temporary)
     if (source / "config.json").exists():
         config = load_config(Config, source)
     else:
-        header = load_metadata(source / "vae.safetensors").get("config", "null")
-        vae = from_dict(VAEConfig, json.loads(header), "vae.safetensors")
-        config = replace(Config.tiny(), vae=vae)
-    save_text(args.out / "config.json", json.dumps(asdict(config), indent=1) + "\n")
-    return load_frozen(args.out)
+        config = replace(Config.tiny(), vae=header_config(VAEConfig, source / "vae.safetensors"))
+    save_config(config, args.out)
+
+
+def begin(recipe: Recipe, args: argparse.Namespace) -> tuple[KeyFace, Stage, dict]:
+    """The model of `--out`, the stage to train with its first weights, and the state that --resume
+    continues (else empty). Raises InputError for files that are missing or do not fit."""
+    torch.manual_seed(args.seed)  # the same first weights in every process
+    model = load_frozen(args.out)
+    stage: Stage = getattr(model, recipe.name)
+    if args.resume:
+        path = args.out / f"{recipe.name}.state"
+        if not path.exists():
+            raise InputError(f"--resume: {path} does not exist")
+        state = load_state(path)
+        try:
+            stage.load_state_dict(state["stage"])
+        except (KeyError, RuntimeError, TypeError):
+            raise InputError(f"--resume: {path} does not fit config.json") from None
+        return model, stage, state
+    if args.init and (args.init / f"{recipe.name}.safetensors").exists():
+        load_part(args.init / f"{recipe.name}.safetensors", stage)
+    elif stage.config.interpolation:
+        given = [f for f in (args.init, args.out) if f and (f / "keyframe.safetensors").exists()]
+        if given:
+            load_part(given[0] / "keyframe.safetensors", model.keyframe)
+            init_from_keyframes(stage, model.keyframe)
+    return model, stage, {}
 
 
 def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
@@ -169,9 +203,7 @@ def sheet(path: Path, model: KeyFace, stage: Stage, held_out: Windows) -> None:
         *_, x = sample(guided, noise, schedule(10, stage.config.sigma_max))
         rows.append(x)
     grid = torch.stack(rows, dim=1).flatten(0, 1)  # (9, T, C, h, w)
-    images = model.vae.to_images(grid.flatten(0, 1)).unflatten(0, grid.shape[:2])
-    picture = ((images + 1) * 127.5).byte().permute(0, 3, 1, 4, 2)  # (9, H, T, W, 3)
-    save_picture(path, picture.flatten(2, 3).flatten(0, 1).cpu().numpy())
+    save_grid(path, model.vae.to_images(grid.flatten(0, 1)).unflatten(0, grid.shape[:2]))
 
 
 class Ema:
@@ -188,50 +220,48 @@ class Ema:
         torch._foreach_lerp_(list(self.average.values()), values, 1 - decay)
 
 
-def code_version() -> str:
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def run(recipe: Recipe, args: argparse.Namespace) -> int:
-    """Prepares data, trains, and returns the exit status: 0, 2 for bad input, 130 or 143."""
+def run(recipe: Recipe, description: str) -> int:
+    """Prepares data, trains, and returns the exit status: 0, 2 for bad input, 1 for trouble with
+    the machine, 130 or 143 after a signal."""
     stop = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda n, _: stop.setdefault("signal", n))
+    for number in SIGNALS:  # until training begins there is nothing to save; a second one is late
+        signal.signal(number, lambda n, _: stop or sys.exit(stop.setdefault("signal", 128 + n)))
     try:
-        model = assemble(args)
-        stage_config = getattr(model.config, recipe.name)
-        size, cache = model.config.size, args.out / "cache"
-        train = prepare(cache / f"{recipe.name}-{args.windows}-{args.seed}.safetensors",
-                        open_source(args.data, "train", size), args.out, stage_config,
-                        args.windows, args.seed, recipe.per_clip)
-        held_out = prepare(cache / f"{recipe.name}-held-out.safetensors",
-                           open_source(args.data, "test", size), args.out, stage_config, 32,
-                           per_clip=1, first=10_000)
-        if stop:
-            return 128 + stop["signal"]
+        args = parse(recipe, description)
+        assemble(args)
+        model, stage, _ = begin(recipe, args)  # what is wrong with files shows before the long part
+        make = {"cache": args.out / "cache", "weights": args.out, "stage": stage.config}
+        train, held_out = (open_source(args.data, split, model.size) for split in ("train", "test"))
+        train = prepare(source=train, count=args.windows, seed=args.seed,
+                        per_clip=recipe.per_clip, **make)
+        held_out = prepare(source=held_out, count=32, per_clip=1, first=10_000, **make)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         cores = 1 if device.type == "cuda" else os.cpu_count() or 1
-        workers = args.workers or min(cores, args.batch)
+        workers = min(args.workers or cores, args.batch)
         print(f"{recipe.name}: {len(train)} windows, {args.minutes:g} minutes on {device}, "
               f"{workers} processes", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             context = mp.get_context("spawn")
             shared = workers, folder, recipe, args, train, held_out, device
-            others = [context.Process(target=loop, daemon=True, args=(rank, *shared, {}))
-                      for rank in range(1, workers)]
-            for process in others:
-                process.start()
+            for number in SIGNALS:  # ignored in the other processes: rank 0 tells when to stop
+                signal.signal(number, signal.SIG_IGN)
+            for rank in range(1, workers):
+                context.Process(target=loop, daemon=True, args=(rank, *shared, {})).start()
+            for number in SIGNALS:
+                signal.signal(number, lambda n, _: stop.setdefault("signal", n))
             loop(0, *shared, stop)
-            for process in others:
-                process.join()
+            return 128 + stop["signal"] if stop else 0
     except InputError as error:
-        print(f"train_{recipe.name}: {error}", file=sys.stderr)
-        return 2
-    return 128 + stop["signal"] if stop else 0
+        status, line = 2, str(error)
+    except Exception as error:
+        status, line = 1, (str(error).strip() or type(error).__name__).splitlines()[-1]
+        if not isinstance(error, (OSError, MemoryError)) and not re.search(TROUBLE, line):
+            raise
+    finally:
+        for process in mp.active_children():
+            process.kill()
+    print(f"train_{recipe.name}.py: error: {' '.join(line.split())}", file=sys.stderr)
+    return status
 
 
 def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Namespace,
@@ -241,77 +271,79 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank,
                                 world_size=workers)
-    if rank:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 tells when to stop
-    torch.manual_seed(args.seed)  # the same first weights in every process
-    model = load_frozen(args.out)
-    stage: Stage = getattr(model, recipe.name).to(device).train()
+    model, stage, state = begin(recipe, args)
+    stage.to(device).train()
     model.vae.to(device)
-    interpolation = stage.config.interpolation
-    start_from = args.init or args.out
-    if args.init and (args.init / f"{recipe.name}.safetensors").exists():
-        load_part(args.init / f"{recipe.name}.safetensors", stage)
-    elif interpolation and (start_from / "keyframe.safetensors").exists():
-        load_part(start_from / "keyframe.safetensors", model.keyframe)
-        init_from_keyframes(stage, model.keyframe.to(device))
     parameters = list(stage.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.99),
                                   weight_decay=0.01, foreach=True)
     ema = Ema(stage, recipe.ema)
-    step, before, rows = 0, 0.0, []  # steps and seconds of earlier runs
-    state_path, csv_path = args.out / f"{recipe.name}.state", args.out / f"{recipe.name}.csv"
-    if args.resume:
-        if not state_path.exists():
-            raise InputError(f"--resume: {state_path} does not exist")
-        state = load_state(state_path)
-        stage.load_state_dict(state["stage"])
+    csv_path, rows = args.out / f"{recipe.name}.csv", []
+    step, before = state.get("step", 0), state.get("seconds", 0.0)  # of earlier runs
+    if state:
         optimizer.load_state_dict(state["optimizer"])
         ema.average = {k: v.to(device) for k, v in state["ema"].items()}
-        step, before = state["step"], state["seconds"]
-        if csv_path.exists():
-            with open(csv_path, newline="") as file:
-                rows = [{k: float(v) if v else "" for k, v in row.items()}
-                        for row in csv.DictReader(file)]
-    # Another stream of batches and noise for each process, and for each continuation.
-    torch.manual_seed(args.seed * 1_000_003 + step * 101 + rank)
-    generator = torch.Generator().manual_seed(torch.initial_seed())
+        rows = [row for row in load_metrics(csv_path) if row["step"] <= step]
     batch_size = max(1, args.batch // workers)
-    batches = train.batches(batch_size, generator.initial_seed())
     metadata = {"config": asdict(stage.config), "version": code_version(), "seed": args.seed}
     early_path = args.out / "interp_bad.safetensors"
+    early_due = stage.config.interpolation and not (state and early_path.exists())
 
     def averaged() -> Stage:
         good = Stage(stage.config).to(device).eval()
         good.load_state_dict(ema.average)
         return good
 
-    def save_average(path: Path, seconds: float) -> None:
+    def save_average(path: Path) -> None:
         save_part(path, ema.average, step=step, minutes=round(seconds / 60, 1), **metadata)
 
-    def save(seconds: float) -> None:
-        save_average(args.out / f"{recipe.name}.safetensors", seconds)
-        save_state(state_path, {"stage": stage.state_dict(), "ema": ema.average, "step": step,
-                                "optimizer": optimizer.state_dict(), "seconds": seconds})
-
-    began = time.monotonic()
-    reported, saved, shown, steps_since, losses = 0.0, 0.0, 0.0, 0, []
-    early_kept = interpolation and args.resume and early_path.exists()
+    began, losses = time.monotonic(), []
+    reported = saved = shown = 0.0  # seconds
+    saved_step = step
     while True:
-        seconds = before + time.monotonic() - began
+        now = time.monotonic() - began
+        seconds = before + now
         control = torch.tensor([seconds / (60 * args.minutes), float(bool(stop))])
         if workers > 1:
             dist.broadcast(control, 0)  # all processes see the same clock
         progress, stopping = control.tolist()
-        if progress >= 1 or stopping:
-            break
+        done = progress >= 1
         images = progress < recipe.images
+        if rank == 0 and step > saved_step and (done or stopping or now - saved > SAVE_EVERY):
+            save_average(args.out / f"{recipe.name}.safetensors")
+            save_state(args.out / f"{recipe.name}.state", {
+                "stage": stage.state_dict(), "ema": ema.average, "step": step,
+                "optimizer": optimizer.state_dict(), "seconds": seconds})
+            saved, saved_step = time.monotonic() - began, step
+        if rank == 0 and losses and not stopping:
+            if early_due and progress >= recipe.early:
+                save_average(early_path)
+                early_due = False
+            if done or now - reported > min(REPORT_EVERY, 5 + reported):  # often at first
+                average = np.mean(losses, axis=0)
+                rows.append({"minutes": round(seconds / 60, 2), "step": step,
+                             "latent_loss": average[0], "pixel_loss": average[1],
+                             "images": float(images), **validate(averaged(), held_out)})
+                numbers = "  ".join(f"{k} {v if k == 'step' else f'{v:.4g}'}"
+                                    for k, v in rows[-1].items())
+                print(f"{numbers}  {len(losses) / (now - reported):.2f} steps/s", flush=True)
+                save_metrics(csv_path, rows)
+                reported, losses = time.monotonic() - began, []
+            if done or now - shown > SHEET_EVERY:
+                sheet(args.out / f"{recipe.name}_sheet.png", model, averaged(), held_out)
+                shown = time.monotonic() - began
+        if done or stopping:
+            break
+
         warmth = min(1, (step + 1) / recipe.warmup)
         rate = max(0.5 * (1 + math.cos(math.pi * progress)), 0.02) * warmth
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rate
-
-        batch = (train.singles(batch_size * 14, generator) if images else next(batches)).to(device)
-        frame = int(torch.randint(batch.latents.shape[1], (1,), generator=generator))
+        # All that is random follows from seed, process and step: resuming needs no other state.
+        torch.manual_seed((args.seed * 1000 + rank) * 10_000_000 + step)
+        batch = (train.singles(batch_size * 14) if images
+                 else train.batch(batch_size, step, args.seed * 1000 + rank)).to(device)
+        frame = int(torch.randint(batch.latents.shape[1], ()))
         few = slice(0, batch_size)  # of single frames, pixels of a few are enough
         optimizer.zero_grad(set_to_none=True)
         latent, pixel = stage.loss(model.vae, batch.latents, *conditions_of(stage, batch),
@@ -322,36 +354,11 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         step += 1
-        if rank:
-            continue
-        ema.update(stage, step)
-        losses.append((latent.item(), pixel.item()))
-        steps_since += 1
-        if interpolation and not early_kept and progress >= recipe.early:
-            save_average(early_path, seconds)
-            early_kept = True
-        if seconds - before - reported > REPORT_EVERY:
-            average = np.mean(losses, axis=0)
-            rows.append({"minutes": round(seconds / 60, 2), "step": step,
-                         "latent_loss": average[0], "pixel_loss": average[1],
-                         "images": float(images), **validate(averaged(), held_out)})
-            speed = steps_since / (seconds - before - reported)
-            numbers = "  ".join(f"{k} {v:.4g}" for k, v in rows[-1].items())
-            print(f"{numbers}  {speed:.2f} steps/s", flush=True)
-            text = [",".join(rows[-1])] + [",".join(str(row[k]) for k in rows[-1]) for row in rows]
-            save_text(csv_path, "\n".join(text) + "\n")
-            plot_metrics(args.out / f"{recipe.name}_curves.png", rows)
-            reported, steps_since, losses = time.monotonic() - began, 0, []
-        if seconds - before - saved > SAVE_EVERY:
-            save(seconds)
-            saved = time.monotonic() - began
-        if seconds - before - shown > SHEET_EVERY:
-            sheet(args.out / f"{recipe.name}_sheet.png", model, averaged(), held_out)
-            shown = time.monotonic() - began
+        if rank == 0:
+            ema.update(stage, step)
+            losses.append((latent.item(), pixel.item()))
     if rank == 0:
-        save(seconds)
-        sheet(args.out / f"{recipe.name}_sheet.png", model, averaged(), held_out)
-        print(f"{'stopped' if stopping else 'done'}: step {step}, {seconds / 60:.1f} minutes; "
+        print(f"{'done' if done else 'stopped'}: step {step}, {seconds / 60:.1f} minutes; "
               f"in {args.out}", flush=True)
     if workers > 1:
         dist.barrier()
