@@ -225,7 +225,7 @@ def run(recipe: Recipe, description: str) -> int:
     the machine, 130 or 143 after a signal."""
     stop = {}
     for number in SIGNALS:  # until training begins there is nothing to save; a second one is late
-        signal.signal(number, lambda n, _: stop or sys.exit(stop.setdefault("signal", 128 + n)))
+        signal.signal(number, lambda n, _: stop or sys.exit(128 + stop.setdefault("signal", n)))
     try:
         args = parse(recipe, description)
         assemble(args)
