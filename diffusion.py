@@ -1,4 +1,4 @@
-"""The diffusion: noise levels, preconditioning, losses, guidance, sampler (paper section 3.1).
+"""The diffusion: noise levels, preconditioning, losses, guidance, sampler (paper: preliminaries).
 
 EDM (arXiv 2206.00364) with sigma_data = 1 and v-prediction, as in Stable Video Diffusion. Pure
 functions: a network is whatever `denoise(x, sigma)` is. Latents are (B, T, C, h, w), noise levels

@@ -1,4 +1,4 @@
-"""Emotion as a user writes it, to a curve of valence and arousal (paper section 3.2; keyface.md section 8).
+"""Emotion as a user writes it, to a curve of valence and arousal (paper: emotion).
 
 In: a name, two numbers, a timeline or a CSV. Out: (N, 2) float32 in [-1, 1], one row a video frame.
 """

@@ -1,6 +1,6 @@
 """KeyFace (CVPR 2025, arXiv 2503.01715): one image and one sound to a talking face of any length.
 
-From top to bottom: the configuration, the two models (section 3.2 keyframes, 3.3 interpolation),
+From top to bottom: the configuration, the two models (keyframe generation, interpolation),
 their guided denoisers, the plan of a long video and its generator (3.4). The diffusion itself is
 in diffusion.py.
 
@@ -189,7 +189,7 @@ class Stage(nn.Module):
     def loss(self, vae: VAE, target: Tensor, latents: Tensor, audio: Tensor, valence: Tensor | None,
              arousal: Tensor | None, original: Tensor, frame: int, images: bool = False,
              pixel_rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """The whole training objective (keyface.md sections 3, 6, 7).
+        """The whole training objective (paper: losses).
 
         target (B, T, C, h, w) clean latents; the conditions as in `conditions`; original
         (B, 3, H, W) the true pixels of frame number `frame`, one for the batch, of the pixel loss,
@@ -250,7 +250,7 @@ def guided_segments(denoise: Callable, known: Conditions, weight: float = 1.0,
     return guided
 
 
-# ---- the plan of a long video (section 3.4; keyface.md section 9) ------------------------------
+# ---- the plan of a long video (paper: long sequences) --------------------------------------
 
 
 @dataclass

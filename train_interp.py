@@ -1,4 +1,4 @@
-"""Trains stage 2, interpolation (paper section 3.3), from the keyframe weights in --out."""
+"""Trains stage 2, interpolation between keyframes, from the keyframe weights in --out."""
 
 import sys
 

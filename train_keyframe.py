@@ -1,4 +1,4 @@
-"""Trains stage 1, keyframes (paper section 3.2): `python train_keyframe.py --minutes 15`."""
+"""Trains stage 1, keyframe generation: `python train_keyframe.py --minutes 15`."""
 
 import sys
 

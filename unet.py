@@ -1,4 +1,4 @@
-"""The network: Stable Video Diffusion's spatio-temporal UNet (paper section 3.1; arXiv 2311.15127).
+"""The network: Stable Video Diffusion's spatio-temporal UNet (arXiv 2311.15127).
 
 In: noisy latents with their condition channels (B*T, C_in, h, w), one c_noise, one emotion vector
 and one audio token a frame. Out: F of the preconditioned denoiser, (B*T, 4, h, w). Every place of

@@ -1,6 +1,6 @@
 """The autoencoder between pictures and latents: Stable Diffusion's encoder, SVD's temporal decoder.
 
-Paper, section 3 (latent diffusion). Images are RGB (N, 3, H, W) in [-1, 1], latents (N, C, h, w).
+Paper: latent diffusion. Images are RGB (N, 3, H, W) in [-1, 1], latents (N, C, h, w).
 The diffusion models see *scaled* latents of about unit variance: times 0.18215 in the released
 model, normalised per channel with weights trained here. Parameters are named as in SVD's file.
 """

@@ -1,6 +1,6 @@
 """Non-speech vocalisations of the toy world: sounds of 0.5 to 3 s, each with its gesture.
 
-The paper's NSVs (section 4.1) in small. A sound is a glottal pulse train or breath noise, shaped by
+The paper's NSVs in small. A sound is a glottal pulse train or breath noise, shaped by
 an envelope and sent through moving formants; the same envelope moves the face. `vocalise` gives
 sound (L,) at 16 kHz and gestures (n,) at 25 fps.
 """

@@ -1,6 +1,6 @@
 """Voices of the toy world: espeak-ng through ctypes, with the time of every phoneme and its mouth.
 
-Stands in for the paper's recorded speech (section 4.1). In: text and a voice. Out: 16 kHz mono
+Stands in for the paper's recorded speech. In: text and a voice. Out: 16 kHz mono
 sound (L,) in [-1, 1] and phonemes (start_s, end_s, symbol, stressed); from these a mouth track
 (N, 5) at 25 fps.
 espeak-ng is GPL-licensed and comes with the extra `toy`; nothing outside `toy/` needs it.

@@ -1,6 +1,6 @@
 """The toy world: clips of drawn people who speak, laugh and change their mood, all of it known.
 
-Stands in for the paper's dataset (section 4.1). A clip is made from a seed alone: sound (L,) at
+Stands in for the paper's dataset. A clip is made from a seed alone: sound (L,) at
 16 kHz; identity (D,), state (N, 15) and mood (N, 2) at 25 fps; labels of phoneme, viseme and sound
 event. Pictures are drawn on demand. `python -m toy.world DIR` writes example clips and their truth.
 """
