@@ -1,5 +1,4 @@
-"""Sound to tokens: two frozen encoders, and how their features become video frames (paper: audio
-encoders).
+"""Sound to tokens: two frozen audio encoders, and how their features become those of video frames.
 
 16 kHz mono sound (L,) becomes tokens (N, 2, D) for the N = ceil(L / 640) frames of a 25 fps video,
 each token [speech features ; BEATs features]: WavLM or wav2vec2 (from `transformers`) tells what is

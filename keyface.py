@@ -1,7 +1,7 @@
 """KeyFace (CVPR 2025, arXiv 2503.01715): one image and one sound to a talking face of any length.
 
 From top to bottom: the configuration, the two models (keyframe generation, interpolation),
-their guided denoisers, the plan of a long video and its generator (3.4). The diffusion itself is
+their guided denoisers, the plan of a long video and its generator. The diffusion itself is
 in diffusion.py.
 
 Alphabet: B clips, T = 14 frames a window, C = 4 latent channels, h x w latent pixels, N video
