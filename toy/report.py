@@ -19,7 +19,8 @@ def show(figure: dict | None, unit: str, interval: bool = True) -> str:
         return "-"
     value, low, high = (figure[key] for key in ("value", "low", "high"))
     if unit == "%":
-        text, bounds = f"{100 * value:.0f} %", f"{100 * low:.0f} to {100 * high:.0f}"
+        value, low, high = (round(100 * x) for x in (value, low, high))  # no -0
+        text, bounds = f"{value} %", f"{low} to {high}"
     else:
         digits = 1 if unit in ("dB", "s") else 2
         value, low, high = (round(x, digits) + 0.0 for x in (value, low, high))      # no -0.00
