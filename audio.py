@@ -260,7 +260,7 @@ def cut(wave: Tensor, start: int, stop: int) -> Tensor:
 
 
 def speech_view(wave: Tensor) -> Tensor:
-    """(B, 640 n + 2 MARGIN) -> (B, 640 n + 80): what the 2 n speech features of n frames are to see.
+    """(B, 640 n + 2 MARGIN) -> (B, 640 n + 80): what the 2 n features of n frames are to see.
 
     A feature sees 400 samples, centred on the 320 for which it stands: 40 more on each side.
     """

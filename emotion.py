@@ -84,8 +84,9 @@ def emotion_curve(emotion: str | Path | np.ndarray, n_frames: int) -> np.ndarray
     """Valence and arousal of each video frame, (n_frames, 2) float32 in [-1, 1].
 
     emotion: a name, "V,A", a timeline "0:neutral 2.5:happy 6:-0.8,-0.3", the path of a CSV of
-    seconds,valence,arousal, or an array (n, 2), a row a frame. Linear between points, constant before the first
-    and after the last. Raises InputError for names, times or values that cannot be used.
+    seconds,valence,arousal, or an array (n, 2), a row a frame. Linear between points, constant
+    before the first and after the last. Raises InputError for names, times or values that
+    cannot be used.
     """
     if isinstance(emotion, np.ndarray):
         if emotion.ndim != 2 or emotion.shape[1] != 2 or not len(emotion):

@@ -20,7 +20,8 @@ def model():
 
 def test_folder_is_whole_and_small(model):
     sizes = {path.name: path.stat().st_size for path in WEIGHTS.iterdir()}
-    assert set(sizes) >= {"config.json", "README.md", *(f"{name}.safetensors" for name in model.parts())}
+    parts = {f"{name}.safetensors" for name in model.parts()}
+    assert set(sizes) >= {"config.json", "README.md"} | parts
     assert model.interp_bad is not None
     assert sum(sizes.values()) < 20e6
     for name in ("keyframe", "interp", "interp_bad"):
@@ -28,7 +29,7 @@ def test_folder_is_whole_and_small(model):
 
 
 def test_the_face_is_kept_and_the_mouth_follows_the_sound(model):
-    """Pixels alone: frames stay near the identity picture, and the mouth moves with the voice, not without."""
+    """Frames stay near the identity picture; the mouth moves with a voice, not without."""
     identity = read_image(ROOT / "assets" / "face.png", model.size)
     wave = read_audio(ROOT / "assets" / "speech.flac")[:32000]
     spoken = np.stack(list(model.animate(identity, wave, seed=0))).astype(np.float32)
@@ -36,5 +37,6 @@ def test_the_face_is_kept_and_the_mouth_follows_the_sound(model):
     assert spoken.shape == (50, model.size, model.size, 3)
     assert np.abs(spoken - identity).mean() < 20  # of 255; two different people are some 60 apart
     rows, columns = slice(36, 58), slice(18, 46)  # of 64: the mouth
-    motion, stillness = (np.abs(np.diff(v[:, rows, columns], axis=0)).mean() for v in (spoken, silent))
+    motion, stillness = (np.abs(np.diff(film[:, rows, columns], axis=0)).mean()
+                         for film in (spoken, silent))
     assert motion > 2 * stillness

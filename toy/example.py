@@ -1,7 +1,7 @@
 """The picture and the sound that `sample.py` uses by default: `python -m toy.example [assets]`.
 
-Drawn and spoken in the toy world by a person, a voice and sentences that no model is trained on: a sentence, a laugh,
-another sentence, 8 seconds in all.
+Drawn and spoken in the toy world by a person, a voice and sentences that no model is trained on:
+a sentence, a laugh and more sentences, 8 seconds in all.
 """
 
 import argparse
@@ -47,8 +47,8 @@ def main() -> None:
     Image.fromarray(world.to_bytes(picture)[0]).save(folder / "face.png")
 
     samples = (np.clip(sound(), -1, 1) * 32767).astype("<i2").tobytes()
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "s16le", "-ar", str(SAMPLE_RATE),
-               "-ac", "1", "-i", "pipe:0", str(folder / "speech.flac")]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "s16le",
+               "-ar", str(SAMPLE_RATE), "-ac", "1", "-i", "pipe:0", str(folder / "speech.flac")]
     subprocess.run(command, input=samples, check=True)
     print(f"wrote {folder / 'face.png'} and {folder / 'speech.flac'}")
 

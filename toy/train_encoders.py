@@ -1,9 +1,10 @@
-"""Trains the tiny WavLM and BEATs on toy sound with labels: `python -m toy.train_encoders`, 15 minutes on one core.
+"""Trains the tiny WavLM and BEATs on toy sound with labels: `python -m toy.train_encoders`.
 
-The paper's encoders come pretrained and frozen; these stand in for them. WavLM learns what is said: the phoneme at
-each 20 ms token and at its neighbours, and the lips that go with it, so that a single token tells a mouth that is
-co-articulated. BEATs learns the kind of sound event and the gesture that goes with it. Both hear chunks cut as
-`AudioEncoder` cuts them. Writes `wavlm.safetensors` and `beats.safetensors` (fp16), and prints what they know of
+The paper's encoders come pretrained and frozen; these stand in for them, after 15 minutes on one
+core. WavLM learns what is said: the phoneme at each 20 ms token and at its neighbours, and the lips
+that go with it, so that a single token tells a mouth that is co-articulated. BEATs learns the kind
+of sound event and the gesture that goes with it. Both hear chunks cut as `AudioEncoder` cuts them.
+Writes `wavlm.safetensors` and `beats.safetensors` (fp16), and prints what they know of
 voices, sentences and vocalisations that they have never heard.
 """
 
@@ -28,7 +29,7 @@ from toy.voices import PHONEMES
 from toy.world import EVENTS, Clip, make_clip
 
 LR, EAR_LR, WARM_UP = 4e-3, 8e-3, 60
-BATCH_FRAMES = 960  # four whole chunks; short ones, whose attention is cheaper, for the first part of the training
+BATCH_FRAMES = 960  # four whole chunks; at first short ones, whose attention is cheaper
 SHORT, SHORT_PART = 60, .75  # frames; share of the time
 OFFSETS = (-4, -2, 0, 2, 4)  # of the phonemes that a token is to know, in tokens of 20 ms
 LIPS = [STATE.index(name) for name in ("jaw", "width", "rounding", "bite", "tongue")]
@@ -41,10 +42,10 @@ def kind_of(seed: int) -> str | None:
 
 
 def chunk_of(clip: Clip, rng: np.random.Generator, n: int) -> tuple[Tensor, ...]:
-    """A chunk of n frames as `AudioEncoder` cuts it: from within a recording, or running into its end.
+    """A chunk of n frames as `AudioEncoder` cuts it: from within a recording, or into its end.
 
-    Returns sound (640 n + 2 MARGIN,) of random loudness, phonemes (2 n,), events (n,), state (n, S) and which frames
-    lie within the recording (n,).
+    Returns sound (640 n + 2 MARGIN,) of random loudness, phonemes (2 n,), events (n,),
+    state (n, S) and which frames lie within the recording (n,).
     """
     frames = len(clip.event)
     start = rng.integers(0, frames - n + 1)
@@ -59,7 +60,8 @@ def chunk_of(clip: Clip, rng: np.random.Generator, n: int) -> tuple[Tensor, ...]
         return F.pad(part, (0, 0) * (part.dim() - 1) + (0, n * per_frame - len(part)))
 
     heard = frames_of(np.ones(frames, bool))
-    return (sound * gain, frames_of(clip.phoneme, 2), frames_of(clip.event), frames_of(clip.state), heard)
+    return (sound * gain, frames_of(clip.phoneme, 2), frames_of(clip.event),
+            frames_of(clip.state), heard)
 
 
 def squared_error(predicted: Tensor, state: Tensor, columns: list[int], heard: Tensor) -> Tensor:
@@ -69,15 +71,16 @@ def squared_error(predicted: Tensor, state: Tensor, columns: list[int], heard: T
 
 
 class SpectrumHead(nn.Module):
-    """What WavLM's convolutions (B, 2 n, C) are trained to tell first: the log spectrum (128 mel bands) of the very
-    samples that each feature sees. From the waveform alone they would find phonemes only slowly."""
+    """What WavLM's convolutions (B, 2 n, C) are trained to tell first: the log spectrum (128 mel
+    bands) of the very samples that each feature sees. From the waveform alone they would find
+    phonemes only slowly."""
 
     def __init__(self, width: int):
         super().__init__()
         self.spectrum = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 128))
 
     def loss(self, features, sound, *_) -> Tensor:
-        spectrum = (fbank(speech_view(sound))[:, ::2] - 15) / 6.5  # (B, 2 n, 128): every 20 ms, about unit variance
+        spectrum = (fbank(speech_view(sound))[:, ::2] - 15) / 6.5  # (B, 2 n, 128), a row each 20 ms
         return F.mse_loss(self.spectrum(features), spectrum)
 
 
@@ -96,7 +99,8 @@ class PhonemeHead(nn.Module):
     def loss(self, features, sound, phoneme, event, state, heard) -> Tensor:
         reach = OFFSETS[-1]
         padded = F.pad(phoneme, (reach, reach), value=-100)  # no phoneme known there
-        wanted = torch.stack([padded[:, reach + o : reach + o + phoneme.shape[1]] for o in OFFSETS], -1)
+        shifted = [padded[:, reach + o : reach + o + phoneme.shape[1]] for o in OFFSETS]
+        wanted = torch.stack(shifted, -1)
         phonemes = F.cross_entropy(self(features).flatten(0, 2), wanted.flatten())
         return phonemes + squared_error(self.lips(features.mean(2)), state, LIPS, heard)
 
@@ -118,11 +122,11 @@ class EventHead(nn.Module):
         return events + .5 * squared_error(self.gesture(features.mean(2)), state, GESTURE, heard)
 
 
-def fit(name: str, encode: Callable[[Tensor], Tensor], head: nn.Module, encoder: nn.Module, clips: list[Clip],
-        chunk: int, minutes: float, lr: float = LR) -> int:
-    """Trains `encoder`, whose features `encode` gives for a batch of chunks, and `head`; returns the steps done.
+def fit(name: str, encode: Callable[[Tensor], Tensor], head: nn.Module, encoder: nn.Module,
+        clips: list[Clip], chunk: int, minutes: float, lr: float = LR) -> int:
+    """Trains `encoder`, whose features `encode` gives for a batch of chunks, and `head`.
 
-    Minutes are of processor time, so that the result does not depend on what else runs.
+    Returns the steps done. Minutes are of processor time, so that the result does not depend on what else runs.
     """
     rng = np.random.default_rng(0)
     encoder.requires_grad_(True)
@@ -136,7 +140,8 @@ def fit(name: str, encode: Callable[[Tensor], Tensor], head: nn.Module, encoder:
             group["lr"] = lr * min(1, (step + 1) / WARM_UP) * (.01 + .99 * decay)
         n = SHORT if seconds < SHORT_PART * 60 * minutes else chunk
         picked = (clips[i] for i in rng.integers(len(clips), size=BATCH_FRAMES // n))
-        batch = [torch.stack(x) for x in zip(*(chunk_of(clip, rng, n) for clip in picked), strict=True)]
+        chunks = [chunk_of(clip, rng, n) for clip in picked]
+        batch = [torch.stack(x) for x in zip(*chunks, strict=True)]
         with torch.autocast("cpu", torch.bfloat16):
             features = encode(batch[0])
         loss = head.loss(features.float(), *batch)
@@ -149,7 +154,8 @@ def fit(name: str, encode: Callable[[Tensor], Tensor], head: nn.Module, encoder:
         now = time.process_time()
         seconds = now - start
         if now - reported > 20 or seconds >= 60 * minutes:
-            print(f"{name}  {seconds / 60:5.1f} min  step {step}  loss {running:.3f}  {step / seconds:.2f} steps/s",
+            print(f"{name}  {seconds / 60:5.1f} min  step {step}  loss {running:.3f}  "
+                  f"{step / seconds:.2f} steps/s",
                   flush=True)
             reported = now
     encoder.requires_grad_(False)
@@ -167,7 +173,7 @@ def share(right: Tensor) -> float:
 @torch.no_grad()
 def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Clip],
              unheard: list[Clip]) -> dict[str, float]:
-    """What the frozen encoders tell of whole unheard clips; a linear read-out of the mouth is fitted to `clips`."""
+    """What the frozen encoders tell of whole unheard clips, the mouth by a linear read-out."""
     def tokens_of(some: list[Clip]) -> Tensor:
         return torch.cat([encoder(torch.from_numpy(clip.wave).float()) for clip in some])  # (N, 2, D)
 
@@ -182,25 +188,32 @@ def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Cli
     speech = event <= EVENTS.index("speech")
     figures = {}
     if "wavlm" in heads:
-        right = heads["wavlm"](tokens[None, ..., :width])[0, :, OFFSETS.index(0)].argmax(-1) == phoneme
-        figures |= {"phonemes right, 20 ms tokens": share(right), "the same without silence": share(right[phoneme > 0])}
+        scores = heads["wavlm"](tokens[None, ..., :width])[0, :, OFFSETS.index(0)]
+        right = scores.argmax(-1) == phoneme
+        figures |= {"phonemes right, 20 ms tokens": share(right),
+                    "the same without silence": share(right[phoneme > 0])}
     if "beats" in heads:
         right = heads["beats"](tokens[None, ..., width:])[0].argmax(-1) == event
-        figures |= {"events right, frames": share(right), "vocalisations right": share(right[~speech])}
+        figures |= {"events right, frames": share(right),
+                    "vocalisations right": share(right[~speech])}
     x = with_bias(tokens_of(clips))
-    ridge = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1]), x.T @ all_of("state", clips).double())  # (D + 1, S)
+    ridge = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1]),
+                               x.T @ all_of("state", clips).double())  # (D + 1, S)
     read = with_bias(tokens) @ ridge
     for name in ("jaw", "width", "rounding"):
         column = STATE.index(name)
         figures[f"correlation of {name}"] = correlation(read[:, column], state[:, column])
-        figures[f"correlation of {name}, speech"] = correlation(read[speech, column], state[speech, column])
+        figures[f"correlation of {name}, speech"] = correlation(read[speech, column],
+                                                                state[speech, column])
     return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=6, help="core minutes of training for each of the two")
-    parser.add_argument("--clips", type=int, default=1500, help="clips of 10 s to train on, 0.05 s each to make")
+    parser.add_argument("--minutes", type=float, default=6,
+                        help="core minutes of training for each of the two")
+    parser.add_argument("--clips", type=int, default=1500,
+                        help="clips of 10 s to train on, 0.05 s each to make")
     parser.add_argument("--part", choices=("wavlm", "beats"), help="train only this one")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
     args = parser.parse_args()
@@ -229,7 +242,8 @@ def main() -> None:
                     config.chunk_frames, args.minutes / 6, EAR_LR)
             heads[name] = head_class(encoder.config.width // 2)
             step = fit(name, encode, heads[name], part, clips, config.chunk_frames, args.minutes)
-            save_part(path, part.state_dict(), config=asdict(sizes), step=step, minutes=args.minutes, clips=args.clips)
+            save_part(path, part.state_dict(), config=asdict(sizes), step=step,
+                      minutes=args.minutes, clips=args.clips)
         if path.exists():
             load_part(path, part)  # judged as it is kept, rounded to fp16
 
