@@ -126,7 +126,8 @@ def fit(name: str, encode: Callable[[Tensor], Tensor], head: nn.Module, encoder:
         clips: list[Clip], chunk: int, minutes: float, lr: float = LR) -> int:
     """Trains `encoder`, whose features `encode` gives for a batch of chunks, and `head`.
 
-    Returns the steps done. Minutes are of processor time, so that the result does not depend on what else runs.
+    Returns the steps done. Minutes are of processor time, so that the result does not depend on
+    what else runs.
     """
     rng = np.random.default_rng(0)
     encoder.requires_grad_(True)
@@ -175,7 +176,8 @@ def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Cli
              unheard: list[Clip]) -> dict[str, float]:
     """What the frozen encoders tell of whole unheard clips, the mouth by a linear read-out."""
     def tokens_of(some: list[Clip]) -> Tensor:
-        return torch.cat([encoder(torch.from_numpy(clip.wave).float()) for clip in some])  # (N, 2, D)
+        waves = (torch.from_numpy(clip.wave).float() for clip in some)
+        return torch.cat([encoder(wave) for wave in waves])  # (N, 2, D)
 
     def all_of(name: str, some: list[Clip]) -> Tensor:
         return torch.cat([torch.from_numpy(getattr(clip, name)) for clip in some])
