@@ -33,6 +33,7 @@ BATCH_FRAMES = 960  # four whole chunks; at first short ones, whose attention is
 SHORT, SHORT_PART = 60, .75  # frames; share of the time
 OFFSETS = (-4, -2, 0, 2, 4)  # of the phonemes that a token is to know, in tokens of 20 ms
 LIPS = [STATE.index(name) for name in ("jaw", "width", "rounding", "bite", "tongue")]
+SHUT = .05  # of the jaw: closed lips
 GESTURE = [STATE.index(name) for name in ("jaw", "cheek", "eye_open", "brow_height", "head_y")]
 
 
@@ -85,12 +86,14 @@ class SpectrumHead(nn.Module):
 
 
 class PhonemeHead(nn.Module):
-    """What WavLM's features (B, n, 2, C) are trained to tell by linear maps."""
+    """What WavLM's features (B, n, 2, C) are trained to tell by linear maps: phonemes, lips, and
+    whether these are closed, which squared errors care little for and eyes very much."""
 
     def __init__(self, width: int):
         super().__init__()
         self.phonemes = nn.Linear(width, len(OFFSETS) * len(PHONEMES))
         self.lips = nn.Linear(width, len(LIPS))
+        self.closed = nn.Linear(width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Scores (B, 2 n, offset, phoneme)."""
@@ -102,7 +105,10 @@ class PhonemeHead(nn.Module):
         shifted = [padded[:, reach + o : reach + o + phoneme.shape[1]] for o in OFFSETS]
         wanted = torch.stack(shifted, -1)
         phonemes = F.cross_entropy(self(features).flatten(0, 2), wanted.flatten())
-        return phonemes + squared_error(self.lips(features.mean(2)), state, LIPS, heard)
+        frames = features.mean(2)
+        shut = (state[..., STATE.index("jaw")] < SHUT).float()
+        closed = F.binary_cross_entropy_with_logits(self.closed(frames)[..., 0][heard], shut[heard])
+        return phonemes + squared_error(self.lips(frames), state, LIPS, heard) + 2 * closed
 
 
 class EventHead(nn.Module):

@@ -133,23 +133,29 @@ VARIANTS = {
 
 @dataclass(frozen=True)
 class Voice:
-    """An espeak-ng voice: name as "en-us+m3", words/min 110..220, pitch 20..85, range 0..100."""
+    """An espeak-ng voice: name as "en-us+m3", words/min 110..220, pitch 20..85, range 0..100.
+
+    `tract`, 272..376, is the length of the vocal tract: 320 as espeak-ng has it; less is shorter,
+    with all its resonances (and the pitch) higher by 320 / tract.
+    """
 
     name: str
     rate: float
     pitch: float
     pitch_range: float
+    tract: int = 320
 
     @property
     def pitch_hz(self) -> float:
         """About the pitch this voice speaks at; vocalisations of the same person start from it."""
-        return (180.0 if "+f" in self.name else 95.0) * (0.75 + self.pitch / 130)
+        return (180.0 if "+f" in self.name else 95.0) * (0.75 + self.pitch / 130) * 320 / self.tract
 
 
 def random_voice(rng: np.random.Generator, split: str) -> Voice:
     """A voice of the split "train" or "test"; the two share no variant."""
     name = f"{rng.choice(LANGUAGES[split])}+{rng.choice(VARIANTS[split])}"
-    return Voice(name, rng.uniform(110, 220), rng.uniform(20, 85), rng.uniform(30, 80))
+    return Voice(name, rng.uniform(110, 220), rng.uniform(20, 85), rng.uniform(10, 90),
+                 int(rng.integers(272, 377)))
 
 
 # -------------------------------------------------------------------------------- how a mouth looks
@@ -384,11 +390,15 @@ def _say(
     return np.concatenate(chunks), timed
 
 
-def resample(samples: np.ndarray) -> np.ndarray:
-    """22.05 kHz (L,) -> 16 kHz (ceil(L * 320 / 441),) by cutting the spectrum; no delay."""
+def resample(samples: np.ndarray, tract: int = 320) -> np.ndarray:
+    """22.05 kHz (L,) -> 16 kHz (ceil(L * tract / 441),) by cutting the spectrum; no delay.
+
+    With another `tract` than 320 the sound comes out slower or faster, as from a tape.
+    """
     size = 441 << max(0, (len(samples) // 441).bit_length())  # 22050 : 16000 = 441 : 320
-    spectrum = np.fft.rfft(samples, size)[: size * 320 // 441 // 2 + 1]
-    return np.fft.irfft(spectrum, size * 320 // 441)[: -(-len(samples) * 320 // 441)] * (320 / 441)
+    out = size * tract // 441
+    spectrum = np.fft.rfft(samples, size)[: out // 2 + 1]
+    return np.fft.irfft(spectrum, out)[: -(-len(samples) * tract // 441)] * (tract / 441)
 
 
 def speak(text: str, voice: Voice, arousal: float = 0.0) -> Speech:
@@ -396,14 +406,15 @@ def speak(text: str, voice: Voice, arousal: float = 0.0) -> Speech:
     samples, events = _say(
         text,
         voice.name,
-        voice.rate * (1 + 0.08 * arousal),
+        voice.rate * (1 + 0.08 * arousal) * voice.tract / 320,  # the tape slows it again
         voice.pitch + 5 * arousal,
         voice.pitch_range,
     )
-    wave = resample(samples / 32768) * (0.8 * (1 + 0.2 * arousal))
+    wave = resample(samples / 32768, voice.tract) * (0.8 * (1 + 0.2 * arousal))
 
-    starts = [sample / 22050 for sample, _ in events]
-    ends = starts[1:] + [len(samples) / 22050]
+    rate = 22050 * 320 / voice.tract
+    starts = [sample / rate for sample, _ in events]
+    ends = starts[1:] + [len(samples) / rate]
     phonemes = []
     for start, end, (_, ipa) in zip(starts, ends, events):
         symbols = atoms(ipa)
@@ -456,22 +467,32 @@ def _align(phonemes: list[Phoneme], wave: np.ndarray) -> list[Phoneme]:
 
 
 def acoustics(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random room, band, noise floor and level; timing stays: (L,) -> (L,) float32."""
+    """A random room, microphone, noise floor and level; timing stays: (L,) -> (L,) float32."""
     length = len(wave)
-    tail = int(rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 3))
+    tail = int(rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 2))
     impulse = rng.standard_normal(tail) * np.exp(-6.9 * np.arange(tail) / tail)
-    impulse *= rng.uniform(0, 0.6) / np.linalg.norm(impulse)
+    impulse *= rng.uniform(0, 0.7) / np.linalg.norm(impulse)
     impulse[0] = 1  # the direct sound keeps its place
 
     size = 1 << (length + tail).bit_length()
     hertz = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
-    low, high = rng.uniform(50, 300), rng.uniform(3000, 8000)
+    low, high = rng.uniform(40, 350), rng.uniform(2800, 8000)
     band = 1 / np.sqrt(1 + (low / np.maximum(hertz, 1)) ** 4) / np.sqrt(1 + (hertz / high) ** 8)
+    octave = np.log2(np.maximum(hertz, 50) / 50)  # 0 to 7.3
+    curve = rng.uniform(-3, 3) * (octave - 4) + sum(  # dB: a slope, and slow waves
+        rng.normal(0, 3) * np.cos(np.pi * n * octave / 7.3 + rng.uniform(0, 6.3)) for n in (2, 3, 5))
+    band *= 10 ** (curve / 20)
+    # Breath: noise as loud as the voice at each moment, which a synthesised voice lacks.
+    loud = np.convolve(np.abs(wave), np.hanning(160) / 80, "same")
+    wave = wave + rng.uniform(0, 0.35) ** 2 * loud * rng.standard_normal(length)
     heard = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(impulse, size) * band, size)[:length]
 
-    colour = np.maximum(hertz, 20) ** -rng.uniform(0, 0.5)  # white to pink
+    colour = np.maximum(hertz, 20) ** -rng.uniform(0, 1)  # white to brown, in amplitude pink
     noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(size)) * colour * band, size)[:length]
     loudness = np.sqrt(np.mean(heard**2)) + 1e-4
-    heard += noise / np.sqrt(np.mean(noise**2)) * loudness * 10 ** (-rng.uniform(12, 50) / 20)
-    heard *= 10 ** (-rng.uniform(14, 34) / 20) / (np.sqrt(np.mean(heard**2)) + 1e-6)
+    heard += noise / np.sqrt(np.mean(noise**2)) * loudness * 10 ** (-rng.uniform(12, 60) / 20)
+    heard /= np.sqrt(np.mean(heard**2)) + 1e-6
+    press = rng.uniform(0, 0.5)  # a compressor evens the loud and the quiet
+    heard = np.tanh(press * heard) / press if press > 0.1 else heard
+    heard *= 10 ** (-rng.uniform(12, 40) / 20)
     return np.clip(heard, -1, 1).astype(np.float32)
