@@ -1,0 +1,52 @@
+"""The statistics of bench/ on made-up curves, where the truth about their p-values is known."""
+
+import numpy as np
+import pytest
+
+from bench.real_speech import loudness, p_value, pooled, turned
+from media import FRAME_SAMPLES, SAMPLE_RATE
+
+SEEDS = 200
+
+
+def slow(rng: np.random.Generator, n: int = 150) -> np.ndarray:
+    """Noise that changes as slowly as a voice: syllables of about 0.2 s, phrases of a second."""
+    return sum(np.convolve(rng.normal(size=n + k - 1), np.ones(k) / k**0.5, "valid")
+               for k in (5, 25))
+
+
+def test_a_correlation_with_every_turn():
+    rng = np.random.default_rng(0)
+    x, y = slow(rng), slow(rng)
+    expected = [np.corrcoef(x, np.roll(y, k))[0, 1] for k in range(len(x))]
+    assert turned(x, y) == pytest.approx(np.array(expected))
+    still = turned(np.full(150, 0.3), y)
+    assert still == pytest.approx(np.zeros(150)) and p_value(still) == 1
+
+
+def test_a_jaw_that_follows_is_found():
+    rng = np.random.default_rng(1)
+    turns = [turned(y + slow(rng), y) for y in (slow(rng) for _ in range(20))]
+    assert np.median([p_value(t) for t in turns]) < 0.03
+    r, p = pooled(turns[:5])
+    assert 0.5 < r < 0.9 and p < 0.001
+
+
+def test_p_of_unrelated_curves_is_uniform_alone_and_pooled():
+    rng = np.random.default_rng(2)
+    turns = [[turned(slow(rng), slow(rng)) for _ in range(3)] for _ in range(SEEDS)]
+    for p in (np.array([p_value(three[0]) for three in turns]),
+              np.array([pooled(three, seed)[1] for seed, three in enumerate(turns)])):
+        assert 0.4 < p.mean() < 0.6
+        assert (p < 0.05).mean() < 0.1
+
+
+def test_loudness_is_that_of_the_frame_and_of_vowels():
+    time = np.arange(20 * FRAME_SAMPLES - 100) / SAMPLE_RATE
+    tone, hiss = np.sin(2 * np.pi * 1000 * time), np.sin(2 * np.pi * 6000 * time)
+    at = np.arange(len(time)) // FRAME_SAMPLES
+    curve = loudness((tone * (at == 7) + hiss * (at == 15)).astype(np.float32))
+    assert len(curve) == 20 and curve.argmax() == 7 and curve[7] == 1
+    assert curve[6] == pytest.approx(curve[8], rel=0.05) and curve[12:].max() < 0.1
+    assert loudness(0.01 * tone) == pytest.approx(loudness(tone))        # of any level
+    assert not loudness(np.zeros(16000, np.float32)).any()
