@@ -287,6 +287,8 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
     batch_size = max(1, args.batch // workers)
     metadata = {"config": asdict(stage.config), "version": code_version(), "seed": args.seed}
     early_path = args.out / "interp_bad.safetensors"
+    finished = state.get("finished", bool(  # weights to go on from have done the spatial half
+        args.init and (args.init / f"{recipe.name}.safetensors").exists()))
     early_due = stage.config.interpolation and not (state and early_path.exists())
 
     def averaged() -> Stage:
@@ -308,12 +310,12 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
             dist.broadcast(control, 0)  # all processes see the same clock
         progress, stopping = control.tolist()
         done = progress >= 1
-        images = progress < recipe.images
+        images = progress < recipe.images and not finished
         if rank == 0 and step > saved_step and (done or stopping or now - saved > SAVE_EVERY):
             save_average(args.out / f"{recipe.name}.safetensors")
             save_state(args.out / f"{recipe.name}.state", {
                 "stage": stage.state_dict(), "ema": ema.average, "step": step,
-                "optimizer": optimizer.state_dict(), "seconds": seconds})
+                "optimizer": optimizer.state_dict(), "seconds": seconds, "finished": finished})
             saved, saved_step = time.monotonic() - began, step
         if rank == 0 and losses and not stopping:
             if early_due and progress >= recipe.early:
