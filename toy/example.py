@@ -17,7 +17,7 @@ from media import SAMPLE_RATE
 from toy import faces, voices, world
 from toy.vocalisations import vocalise
 
-PERSON, VOICE, SECONDS = 16, 1, 8.0
+PERSON, VOICE, SECONDS = 16, 6, 8.0
 
 
 def sound() -> np.ndarray:

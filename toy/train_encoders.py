@@ -1,6 +1,6 @@
 """Trains the tiny WavLM and BEATs on toy sound with labels: `python -m toy.train_encoders`.
 
-The paper's encoders come pretrained and frozen; these stand in for them, after 15 minutes on one
+The paper's encoders come pretrained and frozen; these stand in for them, after 40 minutes on one
 core. WavLM learns what is said: the phoneme at each 20 ms token and at its neighbours, and the lips
 that go with it, so that a single token tells a mouth that is co-articulated. BEATs learns the kind
 of sound event and the gesture that goes with it. Both hear chunks cut as `AudioEncoder` cuts them.
@@ -25,10 +25,11 @@ from checkpoint import load_part, save_part
 from media import FRAME_SAMPLES, SAMPLE_RATE
 from toy.faces import STATE
 from toy.vocalisations import KINDS
-from toy.voices import PHONEMES
+from toy.voices import PHONEMES, VISEME_CLASSES
 from toy.world import EVENTS, Clip, make_clip
 
-LR, EAR_LR, WARM_UP = 4e-3, 8e-3, 60
+LR, EAR_LR, AGAIN_LR, WARM_UP = 4e-3, 8e-3, 2.5e-3, 60
+MINUTES, EAR_MINUTES = {"wavlm": 25, "beats": 12}, 1
 BATCH_FRAMES = 960  # four whole chunks; at first short ones, whose attention is cheaper
 SHORT, SHORT_PART = 60, .75  # frames; share of the time
 OFFSETS = (-4, -2, 0, 2, 4)  # of the phonemes that a token is to know, in tokens of 20 ms
@@ -129,7 +130,7 @@ class EventHead(nn.Module):
 
 
 def fit(name: str, encode: Callable[[Tensor], Tensor], head: nn.Module, encoder: nn.Module,
-        clips: list[Clip], chunk: int, minutes: float, lr: float = LR) -> int:
+        clips: list[Clip], chunk: int, minutes: float, lr: float) -> int:
     """Trains `encoder`, whose features `encode` gives for a batch of chunks, and `head`.
 
     Returns the steps done. Minutes are of processor time, so that the result does not depend on
@@ -200,6 +201,9 @@ def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Cli
         right = scores.argmax(-1) == phoneme
         figures |= {"phonemes right, 20 ms tokens": share(right),
                     "the same without silence": share(right[phoneme > 0])}
+        lips = heads["wavlm"].closed(tokens[..., :width].mean(1))[:, 0]
+        bilabial = all_of("viseme", unheard) == VISEME_CLASSES.index("m b p")
+        figures["lips heard closed on m, b, p"] = share(lips[bilabial] > 0)
     if "beats" in heads:
         right = heads["beats"](tokens[None, ..., width:])[0].argmax(-1) == event
         figures |= {"events right, frames": share(right),
@@ -218,11 +222,12 @@ def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Cli
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=6,
-                        help="core minutes of training for each of the two")
-    parser.add_argument("--clips", type=int, default=1500,
+    parser.add_argument("--minutes", type=float, help="core minutes of training for each of the "
+                        "two (default: 25 for WavLM, 12 for BEATs)")
+    parser.add_argument("--clips", type=int, default=3600,
                         help="clips of 10 s to train on, 0.05 s each to make")
     parser.add_argument("--part", choices=("wavlm", "beats"), help="train only this one")
+    parser.add_argument("--init", type=Path, help="folder of encoders to go on from")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -245,13 +250,17 @@ def main() -> None:
     for name, (part, encode, head_class, sizes) in parts.items():
         path = args.out / f"{name}.safetensors"
         if args.part in (None, name):
-            if name == "wavlm":
+            if args.init:
+                load_part(args.init / f"{name}.safetensors", part)
+            elif name == "wavlm":
                 fit("ears", hear, SpectrumHead(sizes.conv_dim[-1]), part.feature_extractor, clips,
-                    config.chunk_frames, args.minutes / 6, EAR_LR)
+                    config.chunk_frames, EAR_MINUTES, EAR_LR)
             heads[name] = head_class(encoder.config.width // 2)
-            step = fit(name, encode, heads[name], part, clips, config.chunk_frames, args.minutes)
-            save_part(path, part.state_dict(), config=asdict(sizes), step=step,
-                      minutes=args.minutes, clips=args.clips)
+            minutes = args.minutes or MINUTES[name]
+            step = fit(name, encode, heads[name], part, clips, config.chunk_frames, minutes,
+                       AGAIN_LR if args.init else LR)
+            save_part(path, part.state_dict(), config=asdict(sizes), step=step, minutes=minutes,
+                      clips=args.clips)
         if path.exists():
             load_part(path, part)  # judged as it is kept, rounded to fp16
 
