@@ -347,10 +347,10 @@ class KeyFace:
     def animate(self, image: str | Path | np.ndarray, audio: str | Path | np.ndarray,
                 emotion: str | Path = "neutral", *, steps: int | None = None,
                 id_guidance: float | None = None, audio_guidance: float | None = None,
-                autoguidance: float | None = None, seed: int = 0,
+                autoguidance: float | None = None, seed: int = 0, start: int = 0,
                 progress: Callable[[str, int, int], None] | None = None) -> Iterator[np.ndarray]:
         """Yields ceil(25 x seconds) frames, uint8 (H, W, 3), each group as soon as it is done, in
-        constant memory.
+        constant memory; or those from number `start` on, without making the groups before.
 
         image: a path, or uint8 (H, W, 3) of any size; audio: a path, or float (L,) at 16 kHz
         in [-1, 1]; emotion as in `emotion_curve`; guidance weights and steps default to the
@@ -370,6 +370,8 @@ class KeyFace:
 
         plan = Plan(math.ceil(len(audio) / SAMPLES_PER_FRAME), c.keyframe.spacing,
                     c.keyframe.frames, c.dummy_first)
+        if not 0 <= start < plan.total:
+            raise InputError(f"start: {start} is no frame of a film of {plan.total}")
         curve = torch.from_numpy(emotion_curve(emotion, plan.padded)).to(self.device)  # (frames, 2)
         silence = plan.padded * SAMPLES_PER_FRAME - len(audio)
         wave = torch.from_numpy(np.pad(audio, (0, silence))).to(self.device)
@@ -416,8 +418,10 @@ class KeyFace:
             return merge(x)
 
         windows = -(-plan.keyframes // plan.per_window)
-        current = keyframes(0)
-        for group in range(plan.groups):
+        span = plan.per_window * plan.spacing  # frames a group
+        first = max(start - 1, 0) // span  # the group that writes `start`
+        current = keyframes(first)
+        for group in range(first, plan.groups):
             following = keyframes(group + 1) if group + 1 < windows else None
             if plan.keyframes == 1:
                 latents = current[:1]
@@ -426,8 +430,8 @@ class KeyFace:
                 latents = between(group, keys[:len(plan.segments(group)) + 1])
                 if group > 0:
                     latents = latents[1:]  # the group before has written its first frame
-            start = group * plan.per_window * plan.spacing + (group > 0)
-            for part in latents[:plan.total - start].split(16):
+            begin = group * span + (group > 0)
+            for part in latents[max(start - begin, 0):plan.total - begin].split(16):
                 images = self.vae.to_images(part).clamp(-1, 1)
                 yield from ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             current = following

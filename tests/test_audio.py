@@ -55,6 +55,22 @@ def test_tokens_do_not_depend_on_what_follows():
     assert torch.equal(encoder(silence)[: len(short)], short)
 
 
+def test_an_hour_is_heard_as_its_minutes_alone():
+    """Its first and last minute, cut on the grid of chunks, have the tokens they have in it."""
+    encoder = AudioEncoder(AudioConfig.tiny())
+    hop = encoder.config.chunk_frames - encoder.config.overlap_frames
+    hour = torch.zeros(3600 * SAMPLE_RATE)  # silence takes no memory: it is neither written nor read
+    for i, stretch in enumerate((slice(0, 70 * SAMPLE_RATE), slice(-70 * SAMPLE_RATE, None))):
+        hour[stretch] = noise(70, seed=i)
+    first = encoder.encode(hour, 0, 60 * 25)
+    assert torch.equal(first, encoder.encode(hour[: 70 * SAMPLE_RATE], 0, 60 * 25))
+    start, stop = 3540 * 25, 3600 * 25
+    cut = (start // hop - 1) * hop  # a chunk before that of `start`: a chunk hears a margin, too
+    last = encoder.encode(hour, start, stop)
+    assert torch.equal(last, encoder.encode(hour[cut * FRAME_SAMPLES :], start - cut, stop - cut))
+    assert not torch.equal(last, first)
+
+
 def test_aligned_tokens_see_their_own_instant():
     """Each encoder gets its chunk with margins that centre a token on the sound for which it stands."""
     encoder = AudioEncoder(AudioConfig.tiny())

@@ -19,6 +19,7 @@ from keyface import (
     guided_keyframes,
     guided_segments,
 )
+from media import InputError
 from unet import sinusoid
 
 TINY = Config.tiny()
@@ -264,11 +265,19 @@ def test_interpolation_sees_ends_blend_and_mask():
 # ---- the generator ------------------------------------------------------------------------------
 
 
-class Numbered:
-    """Stands in for stages, hearing and autoencoder: a frame's latent is its sound's number."""
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
-    def __init__(self):
-        self.drawn, self.largest_error = [], 0.0
+
+class Numbered:
+    """Stands in for stages, hearing and autoencoder: a frame's latent is its sound's number.
+
+    Of keyframes it checks that they are told the mood of their own frame, MOOD times its number.
+    """
+
+    MOOD = np.array([1e-5, -1e-5])
+
+    def __init__(self, frames: int):
+        self.frames, self.drawn, self.largest_error = frames, [], 0.0
 
     def encode(self, wave, start, stop):
         assert 0 <= start < stop <= len(wave) // 640
@@ -285,11 +294,24 @@ class Numbered:
         if latents.dim() == 5:  # of segments: their ends were made for their first and last sound
             assert audio.shape[1] == 14
             error = latents[:, :, 0, 0, 0] - audio[:, [0, -1], 0, 0]
-            self.largest_error = max(self.largest_error, error.abs().max().item())
+        else:  # what is told after the end is the last mood
+            number = audio[..., 0, 0].clamp(max=self.frames - 1)
+            error = torch.cat([told / one - number for told, one in zip(mood, self.MOOD)])
+        self.largest_error = max(self.largest_error, error.abs().max().item())
         return Conditions(latents, audio[..., 0, :], None)
 
     def denoise(self, x, sigma, known):
         return known.context[..., None, None].expand_as(x)
+
+    def film(self, config: Config, **options):
+        """The generator of `frames` frames made by it, and the list of reports that it fills."""
+        model, reports = KeyFace(config), []
+        model.keyframe = model.interp = model.interp_bad = model.vae = model.audio = self
+        frames = model.animate(
+            IMAGE, np.zeros(640 * self.frames - 639, np.float32),
+            np.arange(self.frames)[:, None] * self.MOOD, id_guidance=1.0, audio_guidance=1.0,
+            progress=lambda *report: reports.append(report), **options)
+        return frames, reports
 
 
 @pytest.mark.parametrize("dummy_first", [False, True])
@@ -298,13 +320,9 @@ def test_every_frame_is_made_for_its_own_sound(dummy_first, average_shared):
     """For every kind of ending: within a segment, on a keyframe, on either side of a window."""
     config = Config.tiny()
     config.dummy_first, config.average_shared = dummy_first, average_shared
-    model, image = KeyFace(config), np.zeros((64, 64, 3), np.uint8)
     for n in (1, 2, 13, 14, 15, 27, 28, 169, 170, 171, 182, 183, 184, 196, 339, 366, 1000):
-        double = Numbered()
-        model.keyframe = model.interp = model.interp_bad = model.vae = model.audio = double
-        reports = []
-        frames = model.animate(image, np.zeros(640 * n - 639), steps=2, id_guidance=1.0,
-                               audio_guidance=1.0, progress=lambda *r, seen=reports: seen.append(r))
+        double = Numbered(n)
+        frames, reports = double.film(config, steps=2)
         assert len(list(frames)) == n
         assert np.abs(np.array(double.drawn) - np.arange(n)).max() < 0.01, n
         assert double.largest_error < 0.01, n
@@ -312,6 +330,26 @@ def test_every_frame_is_made_for_its_own_sound(dummy_first, average_shared):
             done = [r[1] for r in reports if r[0] == name]
             total = {r[2] for r in reports if r[0] == name}
             assert done == sorted(set(done)) and {done[-1]} == total, n
+
+
+def test_an_hour_starts_at_once_and_stays_in_step():
+    """Its frames come as groups are done, the first after two windows and one group; those of its
+    last minute are made for their own sound and mood."""
+    double = Numbered(3600 * 25)
+    frames, reports = double.film(TINY, steps=1)
+    next(frames)
+    started = [("keyframes", 1, 495), ("keyframes", 2, 495), ("frames", 14, 6923)]
+    assert reports == started
+    assert len(list(islice(frames, 14 * 13))) == 182 and reports == started
+    next(frames)
+    assert reports[3:] == [("keyframes", 3, 495), ("frames", 28, 6923)]
+    assert np.rint(double.drawn[:183]).tolist() == list(range(183))
+
+    double.drawn.clear()
+    frames, reports = double.film(TINY, steps=1, start=3540 * 25)
+    assert sum(1 for _ in frames) == 60 * 25 and reports[-1] == ("frames", 6923, 6923)
+    assert np.rint(double.drawn).tolist() == list(range(3540 * 25, 3600 * 25))
+    assert double.largest_error < 0.1
 
 
 @pytest.fixture(scope="module")
@@ -328,9 +366,6 @@ def sound(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.1 * rng.standard_normal(round(16000 * seconds))).astype(np.float32)
 
 
-IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-
-
 @pytest.mark.parametrize("seconds, count", [(0.04, 1), (0.041, 2), (1.0, 25)])
 def test_length_seed_and_repeatability(random_model, seconds, count):
     def film(seed):
@@ -344,9 +379,28 @@ def test_length_seed_and_repeatability(random_model, seconds, count):
 
 
 def test_a_longer_sound_begins_with_the_same_film(random_model):
-    """The plan does not depend on the length: what comes after two windows changes nothing."""
-    short = sound(40)
-    longer = np.concatenate([short, sound(20, seed=1)])
-    films = [list(islice(random_model.animate(IMAGE, wave, steps=1), 100))
-             for wave in (short, longer)]
+    """What comes 25 s later changes nothing: here sound, mood and length differ after 35 s."""
+    shared = sound(35)
+    films = [list(islice(random_model.animate(
+        IMAGE, np.concatenate([shared, sound(seconds, seed)]), f"0:happy 35:happy 36:{mood}",
+        steps=1), 251)) for seconds, seed, mood in ((5, 1, "sad"), (25, 2, "excited"))]
     assert np.array_equal(*films)
+
+
+def test_a_film_started_late_is_the_rest_of_it():
+    """On both sides of a border of groups, here of 12 frames, and within a group."""
+    config = Config.tiny()
+    config.keyframe.frames = config.interp.frames = 4
+    config.keyframe.spacing = 3
+    torch.manual_seed(0)
+    model, wave = KeyFace(config), sound(1.6)
+    for part in model.parts().values():
+        shaken(part.eval())
+    whole = list(model.animate(IMAGE, wave, "0:sad 1:happy", steps=1))
+    assert len(whole) == 40
+    for start in (12, 13, 20):
+        rest = list(model.animate(IMAGE, wave, "0:sad 1:happy", steps=1, start=start))
+        assert np.array_equal(rest, whole[start:]), start
+    for start in (-1, 40):
+        with pytest.raises(InputError):
+            next(model.animate(IMAGE, wave, start=start))
