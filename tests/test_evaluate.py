@@ -1,9 +1,13 @@
 """The evaluation's statistics against numpy's and against closed forms."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from keyface import Plan
 from toy import stats
+from toy.longfilm import Course, joints, long_rows
 
 
 @pytest.fixture
@@ -63,3 +67,39 @@ def test_lag_is_how_much_later_the_first_curve_is(rng, late):
     x = np.roll(y, late) + 0.05 * rng.normal(size=len(y))
     assert stats.best_lag(x[10:110], y[10:110]) == late
     assert np.isnan(stats.best_lag(np.zeros(100), y[10:110]))
+
+
+def test_films_that_drift_or_jump_are_told_from_those_that_last(rng):
+    """Made-up courses: the generated ones get worse after half the time and jump at borders."""
+    plan = Plan(1500)
+    keys, borders = joints(plan)
+    assert keys.tolist() == list(range(13, 1499, 13))
+    assert borders.tolist() == list(range(182, 1499, 182))
+    clips = [SimpleNamespace(state=rng.random((1500, 15))) for _ in range(3)]
+    person, other = np.eye(64)[:2]
+
+    def courses(jaw: float, far: float, sharp: float, jump: float) -> list[Course]:
+        """`jaw`: its share of truth; `far`: the distance from the person."""
+        late, change = np.arange(1500) >= 750, np.ones(1499)
+        change[borders - 1] = change[borders] = jump
+        far, sharp = (np.where(late, x, y) for x, y in ((far, 0.1), (sharp, 1.0)))
+        faces = np.outer(1 - far, person) + np.outer(np.sqrt(1 - (1 - far) ** 2), other)
+        noise = rng.random((len(clips), 1500))
+        return [Course(np.where(late, jaw * c.state[:, 0] + (1 - jaw) * n, c.state[:, 0]), faces,
+                       sharp, change) for c, n in zip(clips, noise)]
+
+    seen = {"generated": courses(jaw=0.5, far=0.3, sharp=0.8, jump=8),
+            "another": courses(jaw=0, far=0.9, sharp=1, jump=1),
+            "ceiling": courses(jaw=1, far=0.1, sharp=1, jump=1)}
+    seen["drawn"] = [Course(c.jaw, np.tile(person, (1500, 1)), c.sharpness, c.change)
+                     for c in seen["ceiling"]]
+    jaw, far, sharp, at_keys, at_borders = long_rows(clips, seen, plan)
+    assert jaw["generated"]["value"] == pytest.approx(0.5**0.5, abs=0.06)
+    assert jaw["control"]["value"] == pytest.approx(0, abs=0.1)
+    assert [far[c]["value"] for c in ("generated", "control", "ceiling", "drawn")] == (
+        pytest.approx([3, 9, 1, 0]))
+    assert sharp["generated"]["value"] == pytest.approx(0.8) and sharp["ceiling"]["value"] == 1
+    assert sharp["first, last"]["generated"] == pytest.approx([1, 0.8])
+    assert at_borders["generated"]["value"] == 8 and at_borders["ceiling"]["value"] == 1
+    assert at_keys["generated"]["value"] == pytest.approx(1 + 7 * len(borders) / len(keys))
+    assert {row["generated"]["n"] for row in (jaw, far, sharp, at_keys, at_borders)} == {3}

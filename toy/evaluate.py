@@ -1,90 +1,42 @@
 """Measures a trained model in the toy world, where the truth about every frame is known.
 
 `python -m toy.evaluate` animates people, sentences and voices of the test split, lets the judges
-(judges.py) look at the films, prints a table and writes it to results/, with a contact sheet and a
-plot of jaws. Beside each figure stand what a model that knows nothing would get (control), what the
-best possible one would (ceiling: the true frames after the autoencoder), and what the judge makes
-of the drawings themselves, which is its own error. Films are (N, H, W, 3), judged (N, 17).
+(judges.py) look at the films, prints a table and writes it to results/, with a contact sheet, a
+plot of jaws and one of flicker. Beside each figure stand what a model that knows nothing would get
+(control, and frozen: a picture that stands still), what the best possible one would (ceiling: the
+true frames after the autoencoder), and what the judge makes of the drawings themselves, which is
+its own error. Films are (N, H, W, 3), judged (N, 17); films of minutes are in longfilm.py.
 """
 
 import json
-import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from multiprocessing import get_context, parent_process
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 import media
 from checkpoint import load_metadata, save_text
-from keyface import KeyFace
-from media import FPS
 from sample import WEIGHTS, number
+from toy import longfilm
 from toy.faces import random_identity
+from toy.films import face_of, loaded, made, make_film, make_truth, to_tensor, workers
 from toy.judges import JUDGED, Judges
-from toy.report import COLUMNS, describe, write_jaws, write_sheet
+from toy.report import describe, row, write_jaws, write_sheet
 from toy.stats import best_lag, bootstrap, correlation, counted, moments, pooled_correlation, wilson
 from toy.train_vae import mouth, psnr
 from toy.voices import VISEME_CLASSES
-from toy.world import KINDS, Clip, frames, make_clip, portrait, to_bytes
+from toy.world import KINDS, Clip, frames, make_clip, to_bytes
 
 SPEECH_SEEDS, OTHER_SEEDS, GALLERY = 70_000_000, 71_000_000, 100
 SHOWN = 4                                                  # clips on the sheet and in the plot
 JAW, WIDTH, ROUNDING, VALENCE, AROUSAL = (
     JUDGED.index(name) for name in ("jaw", "width", "rounding", "valence", "arousal"))
-
-
-# ---- Films, made by as many processes of one thread as there are threads -------------------------
-
-@cache
-def loaded(weights: Path) -> KeyFace:
-    return KeyFace.load(weights)
-
-
-def make_film(weights: Path, image: np.ndarray, wave: np.ndarray, curve: np.ndarray, seed: int
-              ) -> tuple[np.ndarray, float]:
-    """Frames (N, H, W, 3) of an identity frame (H, W, 3), a sound (L,) and a mood (N, 2); and the
-    seconds of one core that a second of it took."""
-    model, began = loaded(weights), time.process_time()
-    video = np.stack(list(model.animate(image, wave, curve, seed=seed)))
-    return video, (time.process_time() - began) * FPS / len(video)
-
-
-@torch.inference_mode()
-def make_truth(weights: Path, clip: Clip) -> dict[str, np.ndarray]:
-    """The clip as it is drawn, after the autoencoder, and as a picture that stands still."""
-    model = loaded(weights)
-    drawn = frames(clip, np.arange(len(clip.state)), model.size)
-    return {"drawn": to_bytes(drawn), "ceiling": to_bytes(model.vae.to_images(
-        model.vae.to_latents(drawn))), "still": face_of(clip, model.size, 0)[None]}
-
-
-def start_worker() -> None:
-    def leave() -> None:                                   # not to outlive the parent
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=leave, daemon=True).start()
-    torch.set_num_threads(1)
-
-
-def made(pool: Executor, function: Callable, arguments: list[tuple], what: str) -> Iterable:
-    """The function's results, in order, with a progress bar."""
-    return tqdm(pool.map(function, *zip(*arguments)), what, len(arguments), smoothing=0.1)
-
-
-def face_of(clip: Clip, size: int, which: int) -> np.ndarray:
-    """The person in a mood and pose that have nothing to do with the clip: uint8 (H, W, 3)."""
-    return to_bytes(portrait(clip, size, np.random.default_rng([clip.seed, which])))
 
 
 # ---- What the judges see -------------------------------------------------------------------------
@@ -94,10 +46,6 @@ class Seen:
     states: np.ndarray                                     # (N, 17): the columns of JUDGED
     face: np.ndarray                                       # (64,): mean embedding
     event: str                                             # "speech" or one of KINDS
-
-
-def to_tensor(video: np.ndarray) -> Tensor:
-    return torch.from_numpy(video).movedim(-1, -3) / 127.5 - 1
 
 
 def watch(judges: Judges, video: np.ndarray, n_frames: int | None = None) -> Seen:
@@ -132,21 +80,6 @@ def other_curve(clips: list[Clip]) -> int:
 
 
 # ---- The table -----------------------------------------------------------------------------------
-
-def row(measure: str, aim: str, unit: str, seen: dict[str, list[Seen]],
-        of: Callable[[list[Seen]], np.ndarray], estimate: Callable = bootstrap,
-        **sources: str) -> dict:
-    """One row: `of` turns what was seen of the clips into numbers per clip, `estimate` these into a
-    figure with its interval. `sources` names, where it is not its own name, what fills a column."""
-    figures = {}
-    for column in COLUMNS:
-        if videos := seen.get(sources.get(column, column)):
-            per_clip = of(videos)
-            value, low, high = estimate(per_clip)
-            last = per_clip[:, 1] if per_clip.shape[1] == 2 else per_clip[:, 0]
-            figures[column] = {"value": value, "low": low, "high": high, "n": int((last > 0).sum())}
-    return {"measure": measure, "aim": aim, "unit": unit, **figures}
-
 
 def speech_rows(clips: list[Clip], given: list[Clip], seen: dict[str, list[Seen]],
                 gallery: np.ndarray, limits: dict[str, float]) -> list[dict]:
@@ -207,7 +140,7 @@ def speech_rows(clips: list[Clip], given: list[Clip], seen: dict[str, list[Seen]
     return rows + [
         row(f"the right face among {len(gallery)}", "≥ 95 %", "%", seen, right_face, wilson,
             control="stranger"),
-        row("speech taken for a vocalisation", "≤ 10 %", "%", seen, taken, wilson, control="still")]
+        row("speech taken for a vocalisation", "≤ 10 %", "%", seen, taken, wilson, control="none")]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -215,13 +148,15 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model")
     add("--judges", type=Path, help="default: judges.safetensors in that folder")
-    add("--quick", action="store_true", help="12 clips of speech, no vocalisations")
+    add("--quick", action="store_true", help="12 clips of speech, nothing else")
     add("--clips", type=number(int, 4, 1000), help="of speech, 4 s each (default 40)")
     add("--nsv", type=number(int, 0, 100), help="of each vocalisation, 3 s each (default 10)")
+    add("--long", type=number(int, 0, 100), help="films of a minute (default 5)")
     add("--out", type=Path, default=Path("results"), help="folder to write to (default results)")
     args = parser.parse_args(argv)
     clip_count = args.clips or (12 if args.quick else 40)
     each = args.nsv if args.nsv is not None else 0 if args.quick else 10
+    minutes = args.long if args.long is not None else 0 if args.quick else 5
     began, judges_file = time.monotonic(), args.judges or args.weights / "judges.safetensors"
     size, judges = loaded(args.weights).size, Judges.load(judges_file)
     judges_report = json.loads(load_metadata(judges_file)["report"])
@@ -240,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     tasks = [(args.weights, face, sound.wave, curve.mood, i)
              for i, (face, sound, curve) in enumerate(films)]
     watched, cost, kept = [], [], {}
-    with ProcessPoolExecutor(processes, get_context("spawn"), start_worker) as pool:
+    with workers(processes) as pool:
         seen, quality = watch_truth(pool, args.weights, judges, clips)
         nsv_seen = watch_truth(pool, args.weights, judges, nsv)[0] if nsv else {}
         for i, (video, seconds) in enumerate(made(pool, make_film, tasks, "films")):
@@ -248,6 +183,8 @@ def main(argv: list[str] | None = None) -> None:
             cost.append(seconds)
             if i % clip_count < SHOWN and i < 2 * clip_count:
                 kept[i] = video
+        long_rows, long_facts = longfilm.measure(pool, args.weights, judges, minutes,
+                                                 args.out / "flicker.png") if minutes else ([], [])
     seen["generated"], seen["control"] = watched[:clip_count], watched[clip_count:2 * clip_count]
     nsv_seen["generated"] = watched[2 * clip_count:]
 
@@ -273,15 +210,16 @@ def main(argv: list[str] | None = None) -> None:
     if nsv:
         rows.insert(-1, row("kind of vocalisation, of 7 and speech", "≥ 60 %", "%", nsv_seen,
                             lambda videos: counted([s.event == k for s, k in zip(videos, kinds)]),
-                            wilson, control="still"))
+                            wilson))
         facts.append("Vocalisations recognised: " + ", ".join(
             f"{kind} {events.count(kind)} of {each}" for kind, events in answers.items()) + ".")
+    rows += long_rows
     rows += [row(f"autoencoder: PSNR of {name}", "≥ 32 dB", "dB", {"ceiling": list(values)},
                  counted) for name, values in zip(("whole pictures", "mouths"), quality.T)]
     rows.append(row("seconds of one core for 1 s of video", "< 7.5 (8 s in 30 s on two cores)", "s",
                     {"generated": cost}, counted))
 
-    text = describe(rows, judges_report, facts)
+    text = describe(rows, judges_report, facts + long_facts)
     save_text(args.out / "evaluation.md", text)
     save_text(args.out / "evaluation.json", json.dumps(
         {"weights": str(args.weights), "limits": limits, "rows": rows, "judges": judges_report,
@@ -293,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     write_jaws(args.out / "jaw.png", [
         {"truth": clip.state[:, JAW], "generated": seen["generated"][i].states[:, JAW],
          "another's sound": seen["control"][i].states[:, JAW]} for i, clip in shown])
-    print(f"{text}\nwrote {args.out}/evaluation.md, evaluation.json, sheet.png and jaw.png")
+    print(f"{text}\nwrote {args.out}/evaluation.md, evaluation.json and pictures beside them")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,33 @@
-"""What the evaluation hands out: a table in markdown, a contact sheet and a plot of jaws.
+"""What the evaluation hands out: a table in markdown, a contact sheet, plots of jaws and flicker.
 
 A row of the table is {"measure", "aim", "unit"} with, for some of COLUMNS, a figure {"value",
 "low", "high", "n"}: its 95 % interval and the number of clips.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from media import FPS
+from toy.stats import bootstrap
 
-COLUMNS = ("generated", "control", "ceiling", "drawn")
+COLUMNS = ("generated", "control", "still", "ceiling", "drawn")
+
+
+def row(measure: str, aim: str, unit: str, seen: dict[str, list],
+        of: Callable[[list], np.ndarray], estimate: Callable = bootstrap, **sources: str) -> dict:
+    """One row: `of` turns what was seen of the clips into numbers per clip, `estimate` these into a
+    figure with its interval. `sources` names, where it is not its own name, what fills a column."""
+    figures = {}
+    for column in COLUMNS:
+        if videos := seen.get(sources.get(column, column)):
+            per_clip = of(videos)
+            value, low, high = estimate(per_clip)
+            last = per_clip[:, 1] if per_clip.shape[1] == 2 else per_clip[:, 0]
+            figures[column] = {"value": value, "low": low, "high": high, "n": int((last > 0).sum())}
+    return {"measure": measure, "aim": aim, "unit": unit, **figures}
 
 
 def show(figure: dict | None, unit: str, interval: bool = True) -> str:
@@ -29,13 +45,14 @@ def show(figure: dict | None, unit: str, interval: bool = True) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    head = ("measure", "aim", "generated (95 %)", "n", "control (95 %)", "ceiling", "judge alone")
+    head = ("measure", "aim", "generated (95 %)", "n", "control (95 %)", "frozen", "ceiling",
+            "judge alone")
     lines = [head, ("---",) * len(head)]
     for r in rows:
-        main, *rest = (r.get(column) for column in COLUMNS)
-        lines.append((r["measure"], r["aim"], show(main, r["unit"]),
-                      str(next(r[c]["n"] for c in COLUMNS if c in r)), show(rest[0], r["unit"]),
-                      show(rest[1], r["unit"]), show(rest[2], r["unit"], interval=False)))
+        main, *rest = (show(r.get(column), r["unit"], column not in ("still", "drawn"))
+                       for column in COLUMNS)
+        lines.append((r["measure"], r["aim"], main,
+                      str(next(r[c]["n"] for c in COLUMNS if c in r)), *rest))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -53,7 +70,8 @@ def describe(rows: list[dict], judges_report: dict, facts: list[str]) -> str:
 People, sentences and voices of the test split.
 *Generated*: to the clip's own sound and mood curve, from the person in another mood and pose.
 *Control*: what a model that cannot know would get: another clip's sound and a third one's curve;
-for the right face, another person; for vocalisations, the identity frame standing still.
+for the right face, another person.
+*Frozen*: the identity frame standing still.
 *Ceiling*: the true frames after the autoencoder.
 *Judge alone*: the drawn frames themselves, so the judge's own error.
 
@@ -91,4 +109,24 @@ def write_jaws(path: Path, curves: list[dict[str, np.ndarray]]) -> None:
         panel.set_ylabel("jaw")
     panels[0, 0].legend(loc="upper right", ncols=3)
     panels[-1, 0].set_xlabel("seconds")
+    fig.savefig(path, dpi=100)
+
+
+def write_flicker(path: Path, changes: dict[str, np.ndarray], keyframes: np.ndarray,
+                  borders: np.ndarray, stretch: slice) -> None:
+    """A panel for each named curve (N - 1,) of how much each frame differs from the next, along a
+    stretch of frames, with thin lines at keyframes and thick ones at borders of groups."""
+    fig = Figure(figsize=(12, 2.2 * len(changes)), layout="constrained")
+    panels = fig.subplots(len(changes), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for panel, (name, change) in zip(panels, changes.items()):
+        for numbers, style in ((keyframes, {"color": "C0", "lw": 0.5}),
+                               (borders, {"color": "C3", "lw": 1.5})):
+            for frame in numbers[(numbers > stretch.start) & (numbers < stretch.stop)]:
+                panel.axvline(frame / FPS, **style)
+        frames = np.arange(stretch.start, stretch.stop)
+        panel.plot((frames + 0.5) / FPS, change[stretch], "k-", lw=1)
+        panel.set(ylabel=name, xlim=(stretch.start / FPS, stretch.stop / FPS))
+    panels[0].set_title("mean absolute difference of consecutive frames, of 255; "
+                        "keyframes blue, borders of groups red", fontsize=10)
+    panels[-1].set_xlabel("seconds")
     fig.savefig(path, dpi=100)
