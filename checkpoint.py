@@ -4,10 +4,13 @@ Everything is written to a temporary name and then renamed, and read with errors
 """
 
 import json
+import math
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import TypeVar, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +20,27 @@ from torch import Tensor, nn
 from media import InputError, replacing
 
 T = TypeVar("T")
+LARGEST = 10**6             # number that makes sense in a config
+
+
+def _value(hint: object, value: object, where: str) -> object:
+    """A JSON value, checked against a field's annotation. Raises InputError."""
+    if is_dataclass(hint):
+        return from_dict(hint, value, where)
+    if type(None) in get_args(hint):                        # "X | None"
+        if value is None:
+            return None
+        hint = get_args(hint)[0]
+    if get_args(hint) and isinstance(value, list):          # tuple[X, ...]
+        return tuple(_value(get_args(hint)[0], each, where) for each in value)
+    fits = type(value) is hint or (hint is float and type(value) is int)
+    if hint in (int, float):                                # sizes and counts are not negative
+        fits = fits and (0 if hint is int else -LARGEST) <= value <= LARGEST      # nor is NaN
+    if not fits:
+        name = {int: "whole number from 0", float: "number", bool: "true or false",
+                str: "string"}.get(hint, "list")
+        raise InputError(f"{where}: {json.dumps(value)[:40]} does not fit; {name} expected")
+    return value
 
 
 def from_dict(cls: type[T], values: dict, where: str) -> T:
@@ -32,11 +56,7 @@ def from_dict(cls: type[T], values: dict, where: str) -> T:
                              "this version")
     result = {}
     for name, value in values.items():
-        if is_dataclass(hints[name]):
-            value = from_dict(hints[name], value, f"{where}: {name}")
-        elif isinstance(value, list):
-            value = tuple(value)
-        result[name] = value
+        result[name] = _value(hints[name], value, f"{where}: {name}")
     return cls(**result)
 
 
@@ -49,12 +69,22 @@ def load_config(cls: type[T], folder: str | Path) -> T:
         raise InputError(f"{path}: missing; --weights wants a folder that training has written")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
-    try:
+    with fitting(path):
         return from_dict(cls, values, str(path))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: {error}") from None
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Turns what is raised for numbers that no model can have into an InputError about `path`."""
+    try:
+        yield
+    except (InputError, OSError, MemoryError, RuntimeError):        # torch's want of memory
+        raise
+    except Exception as error:  # noqa: BLE001 (modules, and transformers, raise nearly anything)
+        raise InputError(f"{path}: no model has these numbers ({error}); use a config.json written "
+                         "by this version") from None
 
 
 def save_config(config: object, folder: Path) -> None:
@@ -62,9 +92,11 @@ def save_config(config: object, folder: Path) -> None:
     save_text(folder / "config.json", json.dumps(asdict(config), indent=1) + "\n")
 
 
-def load_part(path: str | Path, module: nn.Module) -> None:
+def load_part(path: str | Path, module: nn.Module,
+              others: dict[str, nn.Module] | None = None) -> None:
     """Loads a safetensors file into `module`, in the module's own precision. Raises InputError if
-    it is missing, damaged, or not of this module: names and shapes must agree exactly."""
+    it is missing, damaged, or not of this module: names and shapes must agree exactly. Of `others`,
+    by name, the one is named that the file would fit instead."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: missing from the weights folder")
@@ -73,7 +105,14 @@ def load_part(path: str | Path, module: nn.Module) -> None:
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: damaged or not a safetensors file ({error}); "
                          "get it again") from None
+    def shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+        return {k: v.shape for k, v in weights.items()}
+
     expected = module.state_dict()
+    for name, other in (others or {}).items():
+        if shapes(tensors) != shapes(expected) and shapes(tensors) == shapes(other.state_dict()):
+            raise InputError(f"{path}: holds the weights of {name}, not of {path.stem}; put the "
+                             "right file there")
     problems = [f"{k} is missing" for k in expected if k not in tensors]
     problems += [f"{k} does not belong" for k in tensors if k not in expected]
     problems += [f"{k} is {tuple(tensors[k].shape)}, not {tuple(v.shape)}"
@@ -82,6 +121,12 @@ def load_part(path: str | Path, module: nn.Module) -> None:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise InputError(f"{path}: not the weights that config.json describes: "
                          f"{'; '.join(problems[:5])}{more}")
+    for name, value in tensors.items():
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise InputError(f"{path}: {name} holds {value.dtype}; get the file again")
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {name} holds values that are not finite; train or get it "
+                             "again")
     module.load_state_dict(tensors)
 
 
@@ -92,6 +137,18 @@ def load_metadata(path: str | Path) -> dict[str, str]:
             return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or not a safetensors file ({error})") from None
+
+
+def header_number(path: str | Path, name: str) -> float | None:
+    """The number `name` of a header, None where it has none. Raises InputError."""
+    text = load_metadata(path).get(name)
+    try:
+        number = None if text is None else float(text)
+    except ValueError:
+        number = math.nan
+    if number is not None and not math.isfinite(number):
+        raise InputError(f"{path}: {name} in its header is no number; get the file again")
+    return number
 
 
 def header_config(cls: type[T], path: str | Path) -> T:

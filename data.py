@@ -23,8 +23,8 @@ from torch import multiprocessing as mp
 
 from checkpoint import load_config, load_part
 from emotion import emotion_curve
-from keyface import SAMPLES_PER_FRAME, Config, KeyFace, StageConfig
-from media import InputError, read_audio, read_video
+from keyface import Config, KeyFace, StageConfig
+from media import FRAME_SAMPLES, InputError, read_audio, read_video
 
 
 class Recording(Protocol):
@@ -62,8 +62,8 @@ class FolderClip:
     def __init__(self, path: Path, size: int):
         self.pixels = read_video(path, size)  # (N, H, W, 3) uint8
         wave = read_audio(path)
-        n = min(len(self.pixels), -(-len(wave) // SAMPLES_PER_FRAME))
-        self.wave = np.pad(wave, (0, SAMPLES_PER_FRAME))[:n * SAMPLES_PER_FRAME]
+        n = min(len(self.pixels), -(-len(wave) // FRAME_SAMPLES))
+        self.wave = np.pad(wave, (0, FRAME_SAMPLES))[:n * FRAME_SAMPLES]
         self.mood = emotion_curve("neutral", n)
         table = path.with_suffix(".csv")
         if table.exists():

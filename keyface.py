@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from audio import AudioConfig, AudioEncoder
-from checkpoint import load_config, load_part
+from checkpoint import fitting, load_config, load_part
 from diffusion import (
     AYS,
     autoguide,
@@ -35,12 +35,9 @@ from diffusion import (
     share_ends,
 )
 from emotion import emotion_curve
-from media import FPS, SAMPLE_RATE, InputError, read_audio, read_image
+from media import FRAME_SAMPLES, InputError, read_audio, read_image
 from unet import UNet, UNetConfig, sinusoid
 from vae import VAE, VAEConfig, perceptual
-
-SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
-
 
 # ---- configuration ----------------------------------------------------------------------------
 
@@ -83,6 +80,18 @@ class Config:
     id_guidance: float = 2.0
     audio_guidance: float = 5.0
     autoguidance: float = 2.0
+
+    def check(self) -> "Config":
+        """The same; raises ValueError where fields contradict each other."""
+        a, b, v = self.keyframe, self.interp, self.vae
+        latent = (v.z_channels, *[self.size / 2 ** (len(v.ch_mult) - 1)] * 2)
+        fits = {"latent_shape": a.latent_shape == b.latent_shape == latent,
+                "audio_dim": a.audio_dim == b.audio_dim == self.audio.width,
+                "frames": b.frames == a.spacing + 1 > 1 < a.frames,
+                "latent_mean": {len(m) for m in (v.latent_mean, v.latent_std) if m} <= {latent[0]}}
+        if not all(fits.values()):
+            raise ValueError(f"{min(fits, key=fits.get)} does not fit the other fields")
+        return self
 
     @staticmethod
     def full() -> "Config":
@@ -329,11 +338,12 @@ class KeyFace:
     def load(folder: str | Path, device: str = "cpu") -> "KeyFace":
         """Reads a weights folder: config.json and one safetensors file a part; interp_bad may be
         absent. Raises InputError for a missing, damaged or mismatched file."""
-        model = KeyFace(load_config(Config, folder), device)
+        with fitting(Path(folder) / "config.json"):
+            model = KeyFace(load_config(Config, folder).check(), device)
         if not (Path(folder) / "interp_bad.safetensors").exists():
             model.interp_bad = None
         for name, module in model.parts().items():
-            load_part(Path(folder) / f"{name}.safetensors", module)
+            load_part(Path(folder) / f"{name}.safetensors", module, model.parts())
             module.to(model.device).eval().requires_grad_(False)
         return model
 
@@ -368,12 +378,12 @@ class KeyFace:
             raise InputError("id_guidance, audio_guidance and autoguidance must be finite numbers")
         image, audio = read_image(image, c.size), read_audio(audio)
 
-        plan = Plan(math.ceil(len(audio) / SAMPLES_PER_FRAME), c.keyframe.spacing,
+        plan = Plan(math.ceil(len(audio) / FRAME_SAMPLES), c.keyframe.spacing,
                     c.keyframe.frames, c.dummy_first)
         if not 0 <= start < plan.total:
             raise InputError(f"start: {start} is no frame of a film of {plan.total}")
         curve = torch.from_numpy(emotion_curve(emotion, plan.padded)).to(self.device)  # (frames, 2)
-        silence = plan.padded * SAMPLES_PER_FRAME - len(audio)
+        silence = plan.padded * FRAME_SAMPLES - len(audio)
         wave = torch.from_numpy(np.pad(audio, (0, silence))).to(self.device)
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
         identity = self.vae.to_latents(pixels)  # (1, C, h, w)

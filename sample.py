@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 import media
 from emotion import emotion_curve
-from figures import sheet_frames, write_sheet
 from media import FPS, SAMPLE_RATE, InputError
 
 HERE = Path(__file__).resolve().parent
@@ -110,6 +109,28 @@ def keep(frames: Iterable[np.ndarray], wanted: set[int],
         yield frame
 
 
+def warn_of_strange(path: Path, picture: np.ndarray, model, weights: Path) -> None:
+    """One line on stderr if the autoencoder keeps a picture (H, W, 3) uint8 of the model's size
+    worse than the faces that it was trained on. Weights that do not tell how it kept those give
+    no warning."""
+    import torch
+
+    from checkpoint import header_number
+    from vae import brightness_error
+
+    file = weights / "vae.safetensors"
+    limit = header_number(file, "familiar_error") if file.is_file() else None
+    if limit is None:
+        return
+    pixels = torch.from_numpy(picture).to(model.device).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        error = brightness_error(model.vae, pixels).item()
+    if error > limit:
+        print(f"sample.py: warning: --image {path}: looks unlike the faces these weights were "
+              f"trained on (autoencoder's error {error:.3f}, theirs is at most {limit:.3f}); the "
+              "video may not resemble it", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Parses, checks every input before the slow work, samples, writes, and says what it did."""
     args = arguments(argv)
@@ -124,7 +145,8 @@ def main(argv: list[str] | None = None) -> None:
     media.check_output(args.out, (".mp4",), "--out")
     media.check_output(args.sheet, (".png",), "--sheet")
 
-    import keyface  # only now: torch takes seconds to load, mistakes are told at once
+    import figures  # only now: torch takes seconds to load, mistakes are told at once
+    import keyface
 
     device = pick_device(args.device)
     model = keyface.KeyFace.load(args.weights, device)
@@ -137,13 +159,14 @@ def main(argv: list[str] | None = None) -> None:
           + f", seed {args.seed}", flush=True)
 
     began, identity = time.perf_counter(), media.read_image(picture, model.size)
+    warn_of_strange(args.image, identity, model, args.weights)
     kept: dict[int, np.ndarray] = {}
     with closing(Progress()) as progress:
         frames = model.animate(identity, wave, emotion, seed=args.seed, progress=progress,
                                **settings)
-        frames = keep(frames, set(sheet_frames(len(curve))), kept)
+        frames = keep(frames, set(figures.sheet_frames(len(curve))), kept)
         count = media.write_video(args.out, frames, wave, size)
-    write_sheet(args.sheet, identity, kept, wave, curve)
+    figures.write_sheet(args.sheet, identity, kept, wave, curve)
     print(f"wrote    {args.out} ({count} frames of {size} x {size} at {FPS} fps, synthetic)\n"
           f"         {args.sheet} (contact sheet)\n"
           f"in       {time.perf_counter() - began:.1f} s")

@@ -1,13 +1,25 @@
 """The shipped weights: small, complete, readable without pickle, and they listen."""
 
+import io
+import json
+import os
+import shutil
+import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from checkpoint import load_metadata
+from checkpoint import header_number, load_metadata, load_part
 from keyface import KeyFace
-from media import read_audio, read_image
+from media import InputError, read_audio, read_image
+from sample import warn_of_strange
+from toy.faces import random_identity
+from toy.world import SPLITS, portrait, to_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / "weights" / "tiny"
@@ -40,3 +52,139 @@ def test_the_face_is_kept_and_the_mouth_follows_the_sound(model):
     motion, stillness = (np.abs(np.diff(film[:, rows, columns], axis=0)).mean()
                          for film in (spoken, silent))
     assert motion > 2 * stillness
+
+
+# ---- pictures that these weights do not know
+
+REAL = Path(os.environ.get("KEYFACE_FACES") or ROOT.parent / "shared" / "real" / "faces")
+
+
+def warning(model, capsys, picture: np.ndarray, weights: Path = WEIGHTS) -> str:
+    warn_of_strange(Path("me.png"), read_image(picture, model.size), model, weights)
+    return capsys.readouterr().err
+
+
+def drawn(seed: int, size: int) -> np.ndarray:
+    """A held-out person's portrait (size, size, 3)."""
+    identity, pose = (np.random.default_rng([seed, SPLITS.index("test"), i]) for i in (0, 6))
+    return to_bytes(portrait(SimpleNamespace(identity=random_identity(identity)), size, pose))
+
+
+def test_no_held_out_drawing_is_strange(model, capsys):
+    for seed in range(50):
+        picture = drawn(seed, (64, 100, 128, 256, 333)[seed % 5])
+        jpeg = io.BytesIO()
+        Image.fromarray(picture).save(jpeg, "JPEG", quality=85)
+        assert warning(model, capsys, picture) == "", seed
+        assert warning(model, capsys, np.array(Image.open(jpeg))) == "", seed
+
+
+def test_other_pictures_are_strange(model, capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 255, 256).astype(np.uint8)
+    cloud = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize((256, 256)))
+    mottled = (cloud * 0.7 + rng.normal(40, 12, (256, 256, 1))).clip(0, 255).astype(np.uint8)
+    for picture in (rng.integers(0, 256, (64, 64, 3), np.uint8), np.full((64, 64), 128, np.uint8),
+                    np.broadcast_to(ramp, (256, 256)).copy(), cloud, mottled):
+        said = warning(model, capsys, picture)
+        assert said.startswith("sample.py: warning: --image me.png: looks unlike the faces")
+        assert said.count("\n") == 1
+    shutil.copy(WEIGHTS / "wavlm.safetensors", tmp_path / "vae.safetensors")     # no such entry
+    assert warning(model, capsys, cloud, tmp_path) == warning(model, capsys, cloud, ROOT) == ""
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no folder of photographs: KEYFACE_FACES")
+def test_photographs_are_strange(model, capsys):
+    for path in sorted(REAL.iterdir()):
+        assert "looks unlike" in warning(model, capsys, read_image(path)), path
+
+
+# ---- weights that cannot be used
+
+@pytest.fixture
+def folder(tmp_path):
+    """The shipped weights, as links that can be replaced one by one."""
+    for path in WEIGHTS.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+def refused(folder: Path, name: str, content: bytes, load=KeyFace.load) -> str:
+    """What `load` says when one file of the folder has other content."""
+    (folder / name).unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError) as error:
+        load(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to(WEIGHTS / name)
+    assert str(error.value).startswith(str(folder / name))
+    return str(error.value)
+
+
+def test_configs_that_no_model_has(folder):
+    text = (WEIGHTS / "config.json").read_text()
+    for path, value, reason in (
+            ("size", "64", "whole number"), ("size", 64.5, "whole number"), ("size", True, "whole"),
+            ("size", -64, "whole number"), ("size", 10**30, "whole number"), ("size", 65, "fit"),
+            ("id_guidance", float("nan"), "number"), ("autoguidance", float("inf"), "number"),
+            ("dummy_first", 1, "true or false"), ("audio/speech", 3, "string"),
+            ("audio/speech", "ears", "not one of"), ("vae", [], "object"), ("vae", None, "object"),
+            ("vae/ch_mult", 4, "list"), ("vae/ch_mult", [], "ch_mult|no model|fit"),
+            ("vae/ch_mult", [1, "2", 4], "whole number"), ("vae/latent_mean", [0.1], "latent_mean"),
+            ("vae/num_groups", 0, "no model"), ("vae/num_groups", 7, "no model"),
+            ("keyframe/spacing", 0, "frames"), ("interp/frames", 9, "frames"),
+            ("keyframe/latent_shape", [4, 16], "latent_shape"),
+            ("keyframe/audio_dim", 127, "audio_dim"), ("keyframe/unet/num_groups", 5, "no model"),
+            ("audio/wavlm/conv_dim", [32, 48], "no model"), ("extra", 1, "unknown field 'extra'"),
+            ("vae/extra", 1, "vae: unknown field 'extra'")):
+        config = json.loads(text)
+        *parents, last = path.split("/")
+        part = config
+        for parent in parents:
+            part = part[parent]
+        part[last] = value
+        said = refused(folder, "config.json", json.dumps(config).encode())
+        assert any(r in said for r in reason.split("|")), (path, value, said)
+    config = json.loads(text)
+    del config["interp"]["unet"]["emotion_dim"]
+    said = refused(folder, "config.json", json.dumps(config).encode())
+    assert "interp: unet: missing field 'emotion_dim'" in said
+    for content in (b"", text[:500].encode(), b"\xff\xfe", b"[" * 10**5, b"7"):
+        refused(folder, "config.json", content)
+
+
+def test_weights_that_are_damaged_or_of_another_part(model, folder):
+    def load_vae(folder: Path) -> None:
+        load_part(folder / "vae.safetensors", model.vae)
+
+    whole = (WEIGHTS / "vae.safetensors").read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+    header, data = json.loads(whole[8:8 + length]), whole[8 + length:]
+
+    def packed(**changes) -> bytes:
+        name = "decoder.conv_in.bias"
+        text = json.dumps({**header, name: {**header[name], **changes}}).encode()
+        return struct.pack("<Q", len(text)) + text + data
+
+    offsets = header["decoder.conv_in.bias"]["data_offsets"]
+    for content in (b"", whole[:5], whole[:-100], whole[:length // 2],
+                    struct.pack("<Q", 2**60) + whole[8:], struct.pack("<Q", 50) + whole[8:],
+                    whole[:8] + b"x" * length + data,
+                    packed(data_offsets=[o + 10**9 for o in offsets]), packed(dtype="F64"),
+                    packed(dtype="I16"), packed(dtype="F7"), packed(shape=[-64]), packed(shape=[32])):
+        refused(folder, "vae.safetensors", content, load_vae)
+    tensors = load_file(WEIGHTS / "vae.safetensors")
+    tensors["decoder.conv_in.bias"][3] = torch.nan
+    save_file(tensors, folder / "nan")
+    said = refused(folder, "vae.safetensors", (folder / "nan").read_bytes(), load_vae)
+    assert "decoder.conv_in.bias holds values that are not finite" in said
+    for there, name in (("keyframe", "interp"), ("interp", "keyframe"), ("wavlm", "beats")):
+        content = (WEIGHTS / f"{there}.safetensors").read_bytes()
+        said = refused(folder, f"{name}.safetensors", content)
+        assert f"holds the weights of {there}, not of {name};" in said
+    save_file(tensors, folder / "number", {"familiar_error": '"a lot"'})
+    with pytest.raises(InputError, match="familiar_error in its header is no number"):
+        header_number(folder / "number", "familiar_error")
+    (folder / "beats.safetensors").unlink()
+    with pytest.raises(InputError, match="beats.safetensors: missing"):
+        KeyFace.load(folder)
