@@ -6,6 +6,7 @@ frame lasts 640 samples. What a user gave wrong is an `InputError`: one line, ex
 """
 
 import argparse
+import errno
 import os
 import re
 import shutil
@@ -42,6 +43,14 @@ def frame_count(samples: int) -> int:
     return -(-samples // FRAME_SAMPLES)
 
 
+def _ffmpeg() -> str:
+    """The ffmpeg binary. Raises OSError where there is none."""
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:
+        raise OSError("no ffmpeg for this machine in imageio-ffmpeg; install ffmpeg") from None
+
+
 # ----------------------------------------------------------------------------------------- reading
 
 def _decode(path: Path, options: list[str], kind: str) -> tuple[bytes, str]:
@@ -51,10 +60,13 @@ def _decode(path: Path, options: list[str], kind: str) -> tuple[bytes, str]:
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: cannot be read; check its permissions")
     # "file:" and the whitelist keep odd names and playlists from opening anything else.
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-nostats",
+    command = [_ffmpeg(), "-hide_banner", "-nostdin", "-nostats",
                "-protocol_whitelist", "file,pipe", "-i", f"file:{path}", *options, "pipe:1"]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)
     report = done.stderr.decode(errors="replace")
+    if done.returncode < 0:         # by the system, most likely for want of memory
+        raise OSError(f"{path}: ffmpeg was killed while it read this (signal {-done.returncode}); "
+                      "try again with more free memory")
     if not re.search(rf"(?m)^ *Stream #0.*: {kind}:", report):
         found = re.search(r"(?m)^ *Stream #0", report)
         raise InputError(f"{path}: " + (f"holds no {'sound' if kind == 'Audio' else 'video'}"
@@ -65,6 +77,18 @@ def _decode(path: Path, options: list[str], kind: str) -> tuple[bytes, str]:
     if done.returncode or not done.stdout:
         raise InputError(f"{path}: could not be decoded; convert it to WAV or MP4")
     return done.stdout, report
+
+
+def _ends_within_page(path: Path) -> bool:
+    """Whether an Ogg file breaks off within a page, which ffmpeg drops without a word."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"OggS":
+            return False
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 2**17))       # a page has at most 65307 bytes
+        tail = file.read()
+    page = tail[tail.rfind(b"OggS\0"):]         # a header of 27 bytes, lengths of segments, these
+    segments = page[27:27 + page[26]] if len(page) > 26 else b""
+    return not segments or len(page) < 27 + page[26] + sum(segments)
 
 
 def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
@@ -87,11 +111,11 @@ def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
             raise InputError(f"{source}: holds no sound")
         # Compressed sound that stops early is no error to ffmpeg: the stated duration tells.
         stated = re.search(r"Duration: (\d+):(\d+):([\d.]+)", report)
-        if stated and "Video:" not in report:
-            hours, minutes, rest = map(float, stated.groups())
-            seconds = 3600 * hours + 60 * minutes + rest
-            if len(wave) / SAMPLE_RATE < seconds - max(0.5, 0.02 * seconds):
-                raise InputError(f"{source}: cut off or damaged; give the whole file")
+        known = stated and "Video:" not in report and "Estimating duration" not in report
+        hours, minutes, seconds = map(float, stated.groups() if known else (0, 0, 0))
+        lacking = 3600 * hours + 60 * minutes + seconds - len(wave) / SAMPLE_RATE
+        if lacking > 0.25 or _ends_within_page(source):
+            raise InputError(f"{source}: cut off or damaged; give the whole file")
     if not np.isfinite(wave).all():
         raise InputError(f"{source}: holds samples that are not finite; clean or convert it")
     return wave.clip(-1, 1)
@@ -172,6 +196,8 @@ def check_output(path: Path | str, endings: tuple[str, ...], option: str) -> Pat
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(13, "Permission denied")
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
         raise InputError(f"{option}: cannot write {path}: {error.strerror}") from None
     return path
 
@@ -181,15 +207,23 @@ _unfinished: set[str] = set()       # temporary folders, for an end by signal
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of `path` when the block ends well, else disappears."""
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        _unfinished.add(folder)
-        try:
-            temporary = Path(folder) / path.name
-            yield temporary
-            os.replace(temporary, path)
-        finally:
-            _unfinished.discard(folder)
+    """A temporary file that takes the place of `path` when the block ends well, else disappears.
+
+    Raises OSError that names `path`.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            _unfinished.add(folder)
+            try:
+                temporary = Path(folder) / path.name
+                yield temporary
+                os.replace(temporary, path)
+            finally:
+                _unfinished.discard(folder)
+    except OSError as error:
+        if not error.strerror:                      # not the system's: it says already what failed
+            raise
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_video(path: Path | str, frames: Iterable[np.ndarray], wave: np.ndarray,
@@ -208,7 +242,7 @@ def write_video(path: Path | str, frames: Iterable[np.ndarray], wave: np.ndarray
             file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
             file.writeframes(np.rint(wave * 32767).astype("<i2").tobytes())
         command = [
-            imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "rawvideo",
+            _ffmpeg(), "-v", "error", "-y", "-f", "rawvideo",
             "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(FPS), "-i", "pipe:0",
             "-i", f"file:{sound}", "-pix_fmt", "yuv420p",
             "-vf", f"scale={size}:{size}:flags=lanczos:out_color_matrix=bt709:out_range=tv",
@@ -235,7 +269,8 @@ def write_video(path: Path | str, frames: Iterable[np.ndarray], wave: np.ndarray
             status = ffmpeg.wait()
         if status:
             log.seek(0)
-            said = log.read().decode(errors="replace").strip().splitlines() or [f"status {status}"]
+            said = (log.read().decode(errors="replace").strip().splitlines()
+                    or [f"killed by signal {-status}" if status < 0 else f"status {status}"])
             raise OSError(f"{path}: ffmpeg failed: {re.sub(r'^.*? @ .*?] ', '', said[-1])}")
     return count
 
@@ -278,6 +313,19 @@ def _signals_end_the_process() -> Iterator[None]:
         writer.close()                              # which ends the thread
 
 
+def _short_of_memory(said: str) -> str:
+    """What torch says when memory is short, in one line that tells what would help."""
+    wanted = re.search(r"tried to allocate ([\d.]+ \w+)", said, re.IGNORECASE)
+    free = re.search(r"capacity of ([\d.]+ \w+) of which ([\d.]+ \w+) is free", said)
+    numbers = [f"{wanted[1]} more wanted"] if wanted else []
+    numbers += [f"{free[2]} of {free[1]} free"] if free else []
+    line = "out of memory" + (f" ({', '.join(numbers)})" if numbers else "")
+    if not re.search("CUDA|CUBLAS|CUDNN|HIP|MPS", said):
+        return f"{line}; close other programs or use smaller --weights"
+    return (f"the GPU is {line}; close other programs that use it, or use another GPU, "
+            "--device cpu or smaller --weights (--size changes nothing here)")
+
+
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Calls a script's `main(argv)`; returns its exit status, with one line on stderr if it failed.
 
@@ -286,14 +334,19 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     try:
         with _signals_end_the_process():
             main(argv)
+            sys.stdout.flush()
         return 0
     except InputError as error:
         status, line = 2, str(error)
-    except (OSError, MemoryError) as error:
-        status, line = 1, str(error) or "out of memory"
-    except RuntimeError as error:                   # torch has no MemoryError of its own on the CPU
-        if not re.search("out of memory|can't allocate memory", str(error)):
+    except BrokenPipeError:
+        status, line = 1, "standard output was closed before the end; let it be read to the end"
+    except OSError as error:
+        status, line = 1, str(error)
+    except MemoryError as error:
+        status, line = 1, _short_of_memory(str(error))
+    except RuntimeError as error:                   # torch has no MemoryError of its own
+        if not re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)):
             raise
-        status, line = 1, f"out of memory: {error}"
+        status, line = 1, _short_of_memory(str(error))
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
     return status

@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import imageio_ffmpeg
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import figures
 import media
 import sample
 from emotion import EMOTIONS, emotion_curve
@@ -56,12 +58,15 @@ def files(tmp_path_factory):
     (folder / "empty.wav").touch()
     (folder / "garbage.mp3").write_bytes(noise.tobytes())
     float_wav(folder / "nan.wav", [0, np.nan, 0.5] * 400)
+    float_wav(folder / "infinite.wav", [0, -np.inf, 0.5] * 400)
     write_wav(folder / "no samples.wav", [])
-    for ending in ("wav", "mp3", "flac", "webm", "mp4", "m4a"):
+    good = (folder / "good.wav").read_bytes()
+    (folder / "promises more.wav").write_bytes(good[:40] + struct.pack("<I", 2**25) + good[44:])
+    for ending in ("wav", "mp3", "flac", "webm", "mp4", "m4a", "ogg"):
         whole = folder / f"whole.{ending}"
         write_wav(folder / "long.wav", tone(4))
         convert(folder / "long.wav", whole, *["-movflags", "+faststart"][:2 * (ending == "mp4")])
-        (folder / f"cut.{ending}").write_bytes(whole.read_bytes()[:whole.stat().st_size // 2 + 1])
+        (folder / f"cut.{ending}").write_bytes(whole.read_bytes()[:whole.stat().st_size * 4 // 5])
     Image.fromarray(noise).save(folder / "good.png")
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:5000])
     Image.fromarray(noise).save(folder / "good.jpg")
@@ -100,6 +105,7 @@ def run(files, tmp_path, monkeypatch, capsys):
     def run(**options):
         keyface = SimpleNamespace(KeyFace=SimpleNamespace(load=lambda folder, device: Model()))
         monkeypatch.setitem(sys.modules, "keyface", keyface)
+        monkeypatch.setattr(sample, "warn_of_strange", lambda *_: None)     # has no autoencoder
         options = {"image": files / "good.png", "audio": files / "good.wav",
                    "out": tmp_path / "film.mp4", "device": "cpu", **options}
         argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
@@ -154,10 +160,12 @@ def test_sound_of_any_kind(files, tmp_path):
     stereo = np.stack([tone(1), np.zeros(16000)], 1)
     heard = media.read_audio(write_wav(tmp_path / "stereo.wav", stereo, channels=2))
     assert np.abs(heard - tone(1) / 2).max() < 1e-3
-    for ending in ("wav", "mp3", "flac", "webm", "mp4", "m4a"):
+    for ending in ("wav", "mp3", "flac", "webm", "mp4", "m4a", "ogg"):
         path = convert(files / f"whole.{ending}", tmp_path / f"x.{ending}", "-ar", "48000")
         assert abs(len(media.read_audio(path)) - 64000) < 2000, ending
         assert len(media.read_audio(files / f"whole.{ending}")) > 62000, ending
+    guessed = convert(files / "whole.mp3", tmp_path / "y.mp3", "-write_xing", "0", "-q:a", "9")
+    assert len(media.read_audio(guessed)) > 62000               # no length in its header, either
     with open(tmp_path / "streamed.wav", "wb") as file:         # no length in its header
         subprocess.run([FFMPEG, "-v", "error", "-i", files / "good.wav", "-f", "wav", "-"],
                        check=True, stdout=file)
@@ -205,7 +213,7 @@ def test_emotion_curve(emotion, expected):
 
 @pytest.mark.parametrize("seconds", [0.04, 1, 8, 60, 3600])
 def test_sheet_frames(seconds):
-    numbers = sample.sheet_frames(round(25 * seconds))
+    numbers = figures.sheet_frames(round(25 * seconds))
     assert numbers[0] == 0
     assert len(numbers) == len(set(numbers)) <= 64
     assert numbers[-1] < 25 * seconds
@@ -222,7 +230,8 @@ def test_sheet_frames(seconds):
         ("no samples.wav", "no sound|decoded"), ("good.png", "no sound"),
         ("silent film.mp4", "no sound"), (".", "not a file"), ("cut.wav", "cut off"),
         ("cut.mp3", "cut off"), ("cut.flac", "cut off"), ("cut.webm", "cut off"),
-        ("cut.mp4", "cut off|damaged"), ("cut.m4a", "cut off|damaged")]],
+        ("cut.mp4", "cut off|damaged"), ("cut.m4a", "cut off|damaged"), ("cut.ogg", "cut off"),
+        ("promises more.wav", "cut off"), ("infinite.wav", "not finite")]],
     *[("image", name, reason) for name, reason in [
         ("missing.png", "No such file"), ("empty.png", "empty"), ("text.png", "not a picture"),
         ("cut.png", "cut off"), ("cut.jpg", "cut off"), ("thin.png", "1 x 200000"),
@@ -279,8 +288,17 @@ def test_every_emotion_is_within_range():
 
 @pytest.mark.parametrize(("trouble", "status", "line"), [
     (OSError(28, "No space left on device"), 1, "No space left"),
-    (MemoryError(), 1, "out of memory"),
-    (RuntimeError("CUDA out of memory. Tried"), 1, "out of memory"),
+    (OSError(28, "No space left on device"), 1, "film.mp4"),
+    (MemoryError(), 1, "out of memory; close other programs"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"
+                  ": you tried to allocate 4000 bytes. Error code 12 (Cannot allocate memory)"), 1,
+     "error: out of memory (4000 bytes more wanted); close other programs"),
+    (torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 7.79 GiB of "
+        "which 1.05 GiB is free. Of the allocated memory 6 GiB is allocated by PyTorch"), 1,
+     "error: the GPU is out of memory (2.50 GiB more wanted, 1.05 GiB of 7.79 GiB free); close"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), 1,
+     "error: the GPU is out of memory; close"),
     (media.InputError("weights: x"), 2, "weights: x")])
 def test_nothing_left_after_trouble(run, tmp_path, monkeypatch, trouble, status, line):
     monkeypatch.setattr(Model, "trouble", trouble)
@@ -303,6 +321,60 @@ def test_broken_ffmpeg_is_one_line(run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("option", "line"), [("-crf", "film.mp4: ffmpeg failed: killed by signal"),
+                                             ("-f", "good.wav: ffmpeg was killed while it read")])
+def test_killed_ffmpeg_is_one_line(run, tmp_path, monkeypatch, option, line):
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **options: popen(
+        ["sh", "-c", "kill -9 $$"] if option in command else command, **options))
+    status, said = run()
+    assert status == 1
+    assert line in said.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_machine_without_ffmpeg_is_one_line(run, monkeypatch):
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found.")
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", missing)
+    status, said = run()
+    assert (status, said.count("\n")) == (1, 1)
+    assert "install ffmpeg" in said
+
+
+def test_full_disk_is_one_line_that_names_the_file(tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    script = f"""
+import resource, sys, numpy as np
+sys.path.insert(0, {str(ROOT)!r})
+import media
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+frames = (np.zeros((64, 64, 3), np.uint8) for _ in range(25))
+sys.exit(media.run(lambda argv: media.write_video("film.mp4", frames, np.zeros(16000), 64)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "-c: error: cannot write film.mp4: File too large\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_closed_standard_output_is_one_line():
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import media
+sys.exit(media.run(lambda argv: print("frames")))
+"""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", script], check=False, stdout=write,
+                          stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (
+        1, "-c: error: standard output was closed before the end; let it be read to the end\n")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("busy", ["time.sleep(.02)", "hashlib.pbkdf2_hmac('md5', b'', b'', 10**9)"])
 def test_signals_leave_nothing(tmp_path, number, busy):
@@ -310,6 +382,7 @@ def test_signals_leave_nothing(tmp_path, number, busy):
     script = f"""
 import hashlib, sys, time, numpy as np
 sys.path.insert(0, {str(ROOT)!r})
+import figures
 import media
 def frames():
     while True:
