@@ -287,23 +287,26 @@ class AudioEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, wave: Tensor, start: int, stop: int) -> Tensor:
-        """Tokens of frames start .. stop of the recording, from the chunks that they need."""
+        """Tokens of frames start .. stop of the recording, from the chunks that they need. What lies
+        past its end sounds like silence; released: like the last frame, as silence that was not
+        in the recording would change what all of it is normalised by."""
         wave = speech_wave = wave.to(self.events.layer_norm.weight)
-        config, stop = self.config, min(stop, frame_count(len(wave)))
+        config, frames = self.config, torch.arange(start, stop)
         if config.mapping == "released":
+            frames = frames.clamp(max=frame_count(len(wave)) - 1)
             if config.speech == "wav2vec2":
                 speech_wave = normalise(wave)
             if len(wave) <= config.max_whole_seconds * SAMPLE_RATE:
-                return self._piece(speech_wave, wave, 0, len(wave))[start:stop]
+                return self._piece(speech_wave, wave, 0, len(wave))[frames]
         hop, middle = config.chunk_frames - config.overlap_frames, config.overlap_frames // 2
-        tokens = []
+        tokens, start, stop = [], int(frames[0]), int(frames[-1]) + 1
         while start < stop:
             first = max(start - middle, 0) // hop * hop  # of the chunk whose middle has `start`
             end = min(first + hop + middle, stop)
             a, b = first * FRAME_SAMPLES, (first + config.chunk_frames) * FRAME_SAMPLES
             tokens.append(self._piece(speech_wave, wave, a, b)[start - first : end - first])
             start = end
-        return torch.cat(tokens)
+        return torch.cat(tokens)[frames - frames[0]]
 
     def _piece(self, speech_wave: Tensor, wave: Tensor, a: int, b: int) -> Tensor:
         """Tokens (n, 2, width) of the samples a .. b, heard in one piece."""

@@ -14,7 +14,7 @@ from typing import TypeVar, get_args, get_type_hints
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from media import InputError, replacing
@@ -25,12 +25,12 @@ LARGEST = 10**6             # number that makes sense in a config
 
 def _value(hint: object, value: object, where: str) -> object:
     """A JSON value, checked against a field's annotation. Raises InputError."""
-    if is_dataclass(hint):
-        return from_dict(hint, value, where)
     if type(None) in get_args(hint):                        # "X | None"
         if value is None:
             return None
         hint = get_args(hint)[0]
+    if is_dataclass(hint):
+        return from_dict(hint, value, where)
     if get_args(hint) and isinstance(value, list):          # tuple[X, ...]
         return tuple(_value(get_args(hint)[0], each, where) for each in value)
     fits = type(value) is hint or (hint is float and type(value) is int)
@@ -92,42 +92,58 @@ def save_config(config: object, folder: Path) -> None:
     save_text(folder / "config.json", json.dumps(asdict(config), indent=1) + "\n")
 
 
-def load_part(path: str | Path, module: nn.Module,
+def check_names(path: Path, module: nn.Module, shapes: dict[str, tuple[int, ...]],
+                others: dict[str, nn.Module] | None = None) -> None:
+    """Raises InputError, with the first five and their number, if there are names in the file
+    `path`, or shapes, that are not the module's, or names of the module's that are not there. Of
+    `others`, by name, the one is named that the file would fit instead."""
+    def of(other: nn.Module) -> dict[str, tuple[int, ...]]:
+        return {k: tuple(v.shape) for k, v in other.state_dict().items()}
+
+    expected = of(module)
+    if shapes == expected:
+        return
+    for name, other in (others or {}).items():
+        if shapes == of(other):
+            raise InputError(f"{path}: holds the weights of {name}, not of {path.stem}; put the "
+                             "right file there")
+    problems = [f"{k} is missing" for k in expected if k not in shapes]
+    problems += [f"{k} does not belong" for k in shapes if k not in expected]
+    problems += [f"{k} is {shapes[k]}, not {v}"
+                 for k, v in expected.items() if shapes.get(k, v) != v]
+    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+    raise InputError(f"{path}: not the weights that config.json describes: "
+                     f"{'; '.join(problems[:5])}{more}")
+
+
+def load_part(path: str | Path, module: nn.Module, device: str | torch.device = "cpu",
               others: dict[str, nn.Module] | None = None) -> None:
-    """Loads a safetensors file into `module`, in the module's own precision. Raises InputError if
-    it is missing, damaged, or not of this module: names and shapes must agree exactly. Of `others`,
-    by name, the one is named that the file would fit instead."""
+    """Loads a safetensors file into `module`, straight to `device`: its tensors take the place of
+    the module's, which may be on the meta device, so that nothing is in memory twice. In float32;
+    bfloat16 stays as it is but on a CPU. Raises InputError if the file is missing, damaged, or not
+    of this module: names and shapes must agree exactly (see `check_names` for `others`)."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: missing from the weights folder")
+    keep = torch.device(device).type != "cpu" and torch.bfloat16
+    expected = module.state_dict()
     try:
-        tensors = load_file(path)
+        with safe_open(path, "pt", str(device)) as file:
+            names = file.keys()
+            check_names(path, module, {k: tuple(file.get_slice(k).get_shape()) for k in names},
+                        others)
+            tensors = {k: v if v.dtype == keep or not v.is_floating_point() else v.float()
+                       for k, v in ((k, file.get_tensor(k)) for k in names)}
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: damaged or not a safetensors file ({error}); "
                          "get it again") from None
-    def shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
-        return {k: v.shape for k, v in weights.items()}
-
-    expected = module.state_dict()
-    for name, other in (others or {}).items():
-        if shapes(tensors) != shapes(expected) and shapes(tensors) == shapes(other.state_dict()):
-            raise InputError(f"{path}: holds the weights of {name}, not of {path.stem}; put the "
-                             "right file there")
-    problems = [f"{k} is missing" for k in expected if k not in tensors]
-    problems += [f"{k} does not belong" for k in tensors if k not in expected]
-    problems += [f"{k} is {tuple(tensors[k].shape)}, not {tuple(v.shape)}"
-                 for k, v in expected.items() if k in tensors and tensors[k].shape != v.shape]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise InputError(f"{path}: not the weights that config.json describes: "
-                         f"{'; '.join(problems[:5])}{more}")
     for name, value in tensors.items():
         if value.is_floating_point() != expected[name].is_floating_point():
             raise InputError(f"{path}: {name} holds {value.dtype}; get the file again")
         if not value.isfinite().all():
             raise InputError(f"{path}: {name} holds values that are not finite; train or get it "
                              "again")
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, assign=True)
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
@@ -153,7 +169,11 @@ def header_number(path: str | Path, name: str) -> float | None:
 
 def header_config(cls: type[T], path: str | Path) -> T:
     """The dataclass `cls` from the field `config` of a header."""
-    return from_dict(cls, json.loads(load_metadata(path).get("config", "null")), str(path))
+    try:
+        values = json.loads(load_metadata(path).get("config", "null"))
+    except ValueError as error:
+        raise InputError(f"{path}: its header was tampered with ({error}); get it again") from None
+    return from_dict(cls, values, str(path))
 
 
 def save_part(path: str | Path, tensors: dict[str, Tensor], half: bool = True,
@@ -162,7 +182,10 @@ def save_part(path: str | Path, tensors: dict[str, Tensor], half: bool = True,
     kept = {k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
             for k, v in tensors.items()}
     with replacing(Path(path)) as temporary:
-        save_file(kept, temporary, {k: json.dumps(v) for k, v in metadata.items()})
+        try:
+            save_file(kept, temporary, {k: json.dumps(v) for k, v in metadata.items()})
+        except SafetensorError as error:  # of a full disk
+            raise OSError(f"{path}: {error}") from None
 
 
 def save_text(path: str | Path, text: str) -> None:

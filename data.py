@@ -181,7 +181,8 @@ def make_windows(source: FolderSource | ToySource, model: KeyFace, stage: StageC
         room = len(clip.mood) - span
         if room < 0 or len(clip.mood) == stage.frames:  # no frame would be left for the portrait
             continue
-        sound = model.audio.encode(torch.from_numpy(clip.wave), 0, len(clip.mood))  # (N, 2, D)
+        hearing = model.interp_audio if stage.interpolation else model.audio
+        sound = hearing.encode(torch.from_numpy(clip.wave), 0, len(clip.mood))  # (N, 2, D)
         for first in rng.choice(room + 1, min(per_clip, room + 1), replace=False):
             window = list(range(int(first), int(first) + span, stage.spacing))
             pictures = torch.cat([clip.portrait(rng, window)[None], clip.frames(window)])
@@ -215,7 +216,8 @@ def prepare(cache: Path, source: FolderSource | ToySource, weights: Path, stage:
     that were made with the same frozen weights and settings, else made by several processes and
     kept. Raises InputError for clips that cannot be read or are all shorter than a window."""
     config = load_config(Config, weights)
-    made_with = hashlib.sha256(repr((vars(source), config.vae, config.audio, stage.frames,
+    hearing = (stage.interpolation and config.interp_audio) or config.audio
+    made_with = hashlib.sha256(repr((vars(source), config.vae, hearing, stage.frames,
                                      stage.spacing, seed, per_clip, first)).encode())
     for name in FROZEN:
         made_with.update((weights / f"{name}.safetensors").read_bytes())

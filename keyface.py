@@ -73,6 +73,8 @@ class Config:
         lambda_lower=2.0, pixel_weight=0.0))
     vae: VAEConfig = field(default_factory=VAEConfig.full)
     audio: AudioConfig = field(default_factory=AudioConfig.full)
+    # Of interpolation, another kind of speech encoder beside the same BEATs; None: hears the same.
+    interp_audio: AudioConfig | None = field(default_factory=lambda: AudioConfig.full("wav2vec2"))
     size: int = 512  # side of the image in pixels
     dummy_first: bool = True  # released: a window's first frame repeats the identity, thrown away
     average_shared: bool = False  # ours: neighbouring segments agree on a shared frame at each step
@@ -107,8 +109,9 @@ class Config:
             interp=StageConfig(unet=UNetConfig.tiny(in_channels=9, emotion_dim=0), spacing=1,
                                interpolation=True, lambda_lower=2.0, pixel_weight=0.0, blend=True,
                                **common),
-            vae=VAEConfig.tiny(), audio=AudioConfig.tiny(), size=64, dummy_first=False,
-            average_shared=True, id_guidance=1.5, audio_guidance=2.0, autoguidance=1.5)
+            vae=VAEConfig.tiny(), audio=AudioConfig.tiny(), interp_audio=None, size=64,
+            dummy_first=False, average_shared=True, id_guidance=1.5, audio_guidance=2.0,
+            autoguidance=1.5)
 
 
 # ---- the two models ---------------------------------------------------------------------------
@@ -156,7 +159,7 @@ class Stage(nn.Module):
         audio (B, T, 2, D); valence and arousal (B, T) in [-1, 1]; keep_* (B,) of 0 and 1 for
         dropping in training."""
         concat = latents.flatten(1, -3) * self.config.condition_scale  # (B, C or 2C, h, w)
-        context = self.audio_proj(audio.mean(dim=2))  # (B, T, context width)
+        context = self.audio_proj(audio.mean(dim=2).to(self.audio_proj.weight))  # (B, T, width)
         # Dropped means zero after the embedder: zero tokens, not the bias of the linear layer.
         if keep_identity is not None:
             concat = concat * keep_identity[:, None, None, None]
@@ -166,7 +169,7 @@ class Stage(nn.Module):
         if self.config.unet.emotion_dim:
             width = self.config.unet.emotion_dim // 2
             emotion = torch.cat([sinusoid(valence, width), sinusoid(arousal, width)], dim=-1)
-            emotion = emotion.flatten(0, 1)  # (B*T, emotion width)
+            emotion = emotion.flatten(0, 1).to(context)  # (B*T, emotion width)
         return Conditions(concat, context, emotion)
 
     def attach(self, x: Tensor, concat: Tensor) -> Tensor:
@@ -187,10 +190,11 @@ class Stage(nn.Module):
     def denoise(self, x: Tensor, sigma: Tensor, conditions: Conditions,
                 images: bool = False) -> Tensor:
         """D(x; sigma, conditions). x (B, T, C, h, w), sigma (B,). With `images` every frame stands
-        alone (T = 1) and the temporal half of the network is left out."""
+        alone (T = 1) and the temporal half of the network is left out. The network computes in its
+        weights' precision, all around it in float32."""
         b, t = x.shape[:2]
         c_skip, c_out, c_in, c_noise = (c.view(b, 1, 1, 1, 1) for c in scalings(sigma))
-        out = self.unet(self.attach(c_in * x, conditions.concat),
+        out = self.unet(self.attach(c_in * x, conditions.concat).to(conditions.context),
                         c_noise.flatten().repeat_interleave(t),
                         conditions.context, conditions.emotion, None if images else t)
         return c_skip * x + c_out * out.unflatten(0, (b, t))
@@ -299,7 +303,7 @@ class Plan:
 
     @property
     def padded(self) -> int:
-        """Frames of sound and emotion that the plan looks at; past the end the sound is silence."""
+        """Frames of sound and emotion that the plan looks at, some of them past the end."""
         return self.window(-(-self.keyframes // self.per_window) - 1)[-1] + 1
 
 
@@ -327,7 +331,10 @@ class KeyFace:
         self.interp = Stage(config.interp)
         self.interp_bad: Stage | None = Stage(config.interp)
         self.vae = VAE(config.vae)
-        self.audio = AudioEncoder(config.audio)
+        self.audio = self.interp_audio = AudioEncoder(config.audio)
+        if config.interp_audio:
+            self.interp_audio = AudioEncoder(config.interp_audio)
+            self.interp_audio.events = self.audio.events
 
     @property
     def size(self) -> int:
@@ -338,19 +345,21 @@ class KeyFace:
     def load(folder: str | Path, device: str = "cpu") -> "KeyFace":
         """Reads a weights folder: config.json and one safetensors file a part; interp_bad may be
         absent. Raises InputError for a missing, damaged or mismatched file."""
-        with fitting(Path(folder) / "config.json"):
+        with torch.device("meta"), fitting(Path(folder) / "config.json"):
+            # On no device yet: the weights bring their memory along.
             model = KeyFace(load_config(Config, folder).check(), device)
         if not (Path(folder) / "interp_bad.safetensors").exists():
             model.interp_bad = None
         for name, module in model.parts().items():
-            load_part(Path(folder) / f"{name}.safetensors", module, model.parts())
-            module.to(model.device).eval().requires_grad_(False)
+            load_part(Path(folder) / f"{name}.safetensors", module, model.device, model.parts())
+            module.eval().requires_grad_(False)
         return model
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules of a weights folder, by file name."""
         parts = {"keyframe": self.keyframe, "interp": self.interp, "interp_bad": self.interp_bad,
-                 "vae": self.vae, "wavlm": self.audio.speech, "beats": self.audio.events}
+                 "vae": self.vae, "wavlm": self.audio.speech, "beats": self.audio.events,
+                 "wav2vec2": self.interp_audio.speech if self.config.interp_audio else None}
         return {name: module for name, module in parts.items() if module is not None}
 
     @torch.no_grad()
@@ -383,8 +392,7 @@ class KeyFace:
         if not 0 <= start < plan.total:
             raise InputError(f"start: {start} is no frame of a film of {plan.total}")
         curve = torch.from_numpy(emotion_curve(emotion, plan.padded)).to(self.device)  # (frames, 2)
-        silence = plan.padded * FRAME_SAMPLES - len(audio)
-        wave = torch.from_numpy(np.pad(audio, (0, silence))).to(self.device)
+        wave = torch.from_numpy(audio).to(self.device)
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
         identity = self.vae.to_latents(pixels)  # (1, C, h, w)
         report = progress or (lambda *_: None)
@@ -392,8 +400,10 @@ class KeyFace:
         def keyframes(window: int) -> Tensor:
             """Usable latents of one window, (14 or 13, C, h, w)."""
             frames = plan.window(window)
-            first, last = min(frames), max(frames)
-            sound = self.audio.encode(wave, first, last + 1)[[f - first for f in frames]]
+            first, last = frames[plan.dummy_first], frames[-1]
+            sound = self.audio.encode(wave, first, last + 1)[::plan.spacing]
+            if plan.dummy_first:  # not as one range from frame 0, whose memory would grow with time
+                sound = torch.cat([self.audio.encode(wave, 0, 1), sound])
             valence, arousal = curve[frames].T
             known = self.keyframe.conditions(identity, sound[None], valence[None], arousal[None])
             noise = seeded_noise(seed, 0, window, (1, c.keyframe.frames, *identity.shape[1:]))
@@ -408,7 +418,7 @@ class KeyFace:
             """Latents of a group's frames, (frames, C, h, w), first and last keyframe included."""
             segments = plan.segments(group)
             first, last = segments[0][0], segments[-1][1]
-            sound = self.audio.encode(wave, first, last + 1)
+            sound = self.interp_audio.encode(wave, first, last + 1)
             ends = torch.stack([keys[:-1], keys[1:]], dim=1)  # (segments, 2, C, h, w)
             tokens = torch.stack([sound[a - first:b - first + 1] for a, b in segments])
             known = self.interp.conditions(ends, tokens)

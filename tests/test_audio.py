@@ -37,8 +37,20 @@ def test_frame_count(encoder, samples, frames):
 def test_range_is_a_slice(encoder):
     wave = noise(25)
     whole = encoder(wave)
-    for start, stop in ((0, 1), (219, 221), (100, 500), (624, 625), (600, 700)):
+    for start, stop in ((0, 1), (219, 221), (100, 500), (624, 625), (600, 625)):
         assert torch.equal(encoder.encode(wave, start, stop), whole[start:stop])
+
+
+def test_past_the_end(encoder):
+    """Ours: silence; released: the last token again, and again."""
+    wave = noise(3)
+    past = encoder.encode(wave, 70, 90)
+    if encoder.config.mapping == "released":
+        assert torch.equal(past, encoder(wave)[[70, 71, 72, 73, *[74] * 16]])
+        assert torch.equal(encoder.encode(wave, 80, 90), past[10:])
+    else:
+        silence = torch.zeros(15 * FRAME_SAMPLES)
+        assert torch.equal(past, encoder(torch.cat([wave, silence]))[70:])
 
 
 def test_tokens_do_not_depend_on_what_follows():

@@ -280,7 +280,7 @@ class Numbered:
         self.frames, self.drawn, self.largest_error = frames, [], 0.0
 
     def encode(self, wave, start, stop):
-        assert 0 <= start < stop <= len(wave) // 640
+        assert 0 <= start < stop and len(wave)
         return torch.arange(float(start), stop).view(-1, 1, 1).expand(-1, 2, 1)
 
     def to_latents(self, pixels):
@@ -306,7 +306,8 @@ class Numbered:
     def film(self, config: Config, **options):
         """The generator of `frames` frames made by it, and the list of reports that it fills."""
         model, reports = KeyFace(config), []
-        model.keyframe = model.interp = model.interp_bad = model.vae = model.audio = self
+        model.keyframe = model.interp = model.interp_bad = model.vae = self
+        model.audio = model.interp_audio = self
         frames = model.animate(
             IMAGE, np.zeros(640 * self.frames - 639, np.float32),
             np.arange(self.frames)[:, None] * self.MOOD, id_guidance=1.0, audio_guidance=1.0,
