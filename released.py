@@ -1,36 +1,400 @@
-"""The published files' parameter names, turned into those that the modules here have."""
+"""The released weights: where the published files are, and what their names mean here.
+
+`python sample.py --weights released` downloads the files once through `huggingface_hub`,
+`--weights DIR` reads a folder that holds them under their published names, `--list-weights` tells
+what is there. `python released.py DIR OUT` turns a set once into a weights folder: it takes a
+quarter or half of the space and loads straight onto the device. From top to bottom: the files, the
+names in them, finding and downloading them, reading them.
+"""
 
 import re
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from errno import ENOSPC
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TypeVar
 
-from torch import Tensor
+import torch
+from huggingface_hub import constants, errors, hf_hub_download, model_info
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-WAVLM_NAMES = {  # in original names (regular expressions): in transformers' names
-    r"^mask_emb$": "masked_spec_embed",
-    r"^layer_norm\.": "feature_projection.layer_norm.",
-    r"^post_extract_proj\.": "feature_projection.projection.",
-    r"(conv_layers\.\d)\.0\.": r"\1.conv.",
-    r"(conv_layers\.0)\.2\.": r"\1.layer_norm.",
-    r"\.pos_conv\.0\.": ".pos_conv_embed.conv.",
-    r"\.weight_g$": ".parametrizations.weight.original0",
-    r"\.weight_v$": ".parametrizations.weight.original1",
-    r"\.self_attn\.": ".attention.",
-    r"\.grep_linear\.": ".gru_rel_pos_linear.",
-    r"\.grep_a$": ".gru_rel_pos_const",
-    r"\.relative_attention_bias\.": ".rel_attn_embed.",
-    r"\.self_attn_layer_norm\.": ".layer_norm.",
-    r"\.fc1\.": ".feed_forward.intermediate_dense.",
-    r"\.fc2\.": ".feed_forward.output_dense.",
-}
+from checkpoint import check_names, save_config, save_part
+from keyface import Config, KeyFace
+from media import InputError, Parser, run
+
+T = TypeVar("T")
+
+# ---- the files --------------------------------------------------------------------------------
+
+FOLDER = Path(__file__).resolve().parent / "weights" / "released"  # for files put there by hand
+PATIENCE = 10  # seconds without an answer of the hub
+KEYFACE, SVD = "toninio19/keyface", "stabilityai/stable-video-diffusion-img2vid"
+BEATS_FILE = "checkpoints/BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
 
 
-def from_published_wavlm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under WavLM's original names, renamed to `transformers`' names."""
-    for original, renamed in WAVLM_NAMES.items():
-        weights = {re.sub(original, renamed, name): w for name, w in weights.items()}
-    return weights
+@dataclass(frozen=True)
+class Published:
+    """One published file."""
+
+    part: str  # what it becomes in a weights folder
+    purpose: str
+    repository: str  # on huggingface.co
+    file: str  # its name there, or a pattern of it; of several that match the shortest is taken
+    gigabytes: float  # in float32; it may be half
+    gated: bool = False  # behind a licence that the user accepts
 
 
-def from_published_beats(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published weights without the AudioSet head and the copies of layer 0's bias table."""
-    surplus = re.compile(r"predictor\.|.*layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.")
-    return {name: tensor for name, tensor in weights.items() if not surplus.match(name)}
+FILES = (  # small ones first, so that one that is missing or gated shows at once
+    Published("vae", "autoencoder", SVD, "vae/diffusion_pytorch_model*.safetensors", 0.4, True),
+    Published("wavlm", "hears speech, for keyframes", KEYFACE, "checkpoints/WavLM-Base+.pt", 0.4),
+    Published("wavlm", "the same (either does)", "microsoft/wavlm-base-plus", "pytorch_model.bin", 0.4),
+    Published("wav2vec2", "hears speech, for frames between", "facebook/wav2vec2-base-960h",
+              "model.safetensors", 0.4),
+    Published("beats", "hears everything else", KEYFACE, BEATS_FILE, 0.4),
+    Published("keyframe", "keyframes", KEYFACE, "checkpoints/keyframe*.pt", 6.4),
+    Published("interp", "frames between them", KEYFACE, "checkpoints/interpolation.pt", 6.4),
+    Published("interp_bad", "their autoguidance (can be left out)", KEYFACE,
+              "checkpoints/interpolation_bad.pt", 6.4),
+)
+OPTIONAL = "interp_bad"
+NETWORKS = ("keyframe", "interp", "interp_bad")
+# A name that only one stage's checkpoint has.
+MARKS = {"keyframe": "conditioner.embedders.3.linear.weight", "interp": "model.learned_mask"}
+
+# ---- the names: pattern -> ours, in this order; None: not needed here --------------------------
+
+Rule = tuple[str, str | Callable[[re.Match], str] | None]
+
+
+def numbered(form: str, place: Callable[[int, int], int]) -> Callable[[re.Match], str]:
+    """A replacement with a number computed from one or two found ones: level, and block in it."""
+    return lambda m: form.format(place(int(m[1]), int(m[2]) if m.re.groups > 1 else 0))
+
+
+# The training checkpoint's and SVD's own names of a network, and `diffusers`'.
+NETWORK_NAMES: tuple[Rule, ...] = (
+    (r"^_forward_module\.", ""),
+    (r"^first_stage_model\.", None),  # the autoencoder's decoder, which has its own file
+    (r"^conditioner\.embedders\.0\.", None),  # an image autoencoder's encoder, the same
+    (r"^loss_fn\.", None),  # LPIPS, of training
+    (r"^model\.learned_mask$", "learned_mask"),
+    (r"^conditioner\.embedders\.[13]\.linear\.", "audio_proj."),
+    (r"^model\.diffusion_model\.", ""),
+    (r"^conv_in\.", "input_blocks.0.0."),
+    (r"^time_embedding\.", "time_embed."),
+    (r"^add_embedding\.", "label_emb.0."),
+    (r"^conv_norm_out\.", "out.0."),
+    (r"^conv_out\.", "out.2."),
+    (r"^mid_block\.resnets\.(\d)", numbered("middle_block.{}", lambda i, _: 2 * i)),
+    (r"^mid_block\.attentions\.0", "middle_block.1"),
+    (r"s\.(\d)\.resnets\.(\d)", r"s.\1.\2.0"),  # level, block, layer
+    (r"s\.(\d)\.attentions\.(\d)", r"s.\1.\2.1"),
+    (r"s\.(\d)\.downsamplers\.0\.conv", r"s.\1.2.0.op"),
+    (r"s\.0\.upsamplers\.0", "s.0.2.1"),  # the coarsest level has no transformers
+    (r"s\.(\d)\.upsamplers\.0", r"s.\1.2.2"),
+    (r"^down_blocks\.(\d)\.(\d)", numbered("input_blocks.{}", lambda i, j: 3 * i + j + 1)),
+    (r"^up_blocks\.(\d)\.(\d)", numbered("output_blocks.{}", lambda i, j: 3 * i + j)),
+    (r"(_res_block)\.norm1", r"\1.in_layers.0"),
+    (r"(_res_block)\.conv1", r"\1.in_layers.2"),
+    (r"(_res_block)\.time_emb_proj", r"\1.emb_layers.1"),
+    (r"(_res_block)\.norm2", r"\1.out_layers.0"),
+    (r"(_res_block)\.conv2", r"\1.out_layers.3"),
+    (r"(_res_block)\.conv_shortcut", r"\1.skip_connection"),
+    (r"spatial_res_block\.", ""),
+    (r"temporal_(res_block|transformer_blocks)\.", "time_stack."),
+    (r"\.linear_1\.", ".0."),
+    (r"\.linear_2\.", ".2."),
+    (r"^(time_embed|label_emb|input_blocks|middle_block|output_blocks|out)\.", r"unet.\1."),
+)
+VAE_NAMES: tuple[Rule, ...] = (  # SVD's own, and `diffusers`'
+    (r"^first_stage_model\.", ""),
+    (r"(down|up)_blocks", r"\1"),
+    (r"(down|up)samplers\.0", r"\1sample"),
+    (r"mid_block\.resnets\.(\d+)", numbered("mid.block_{}", lambda i, _: i + 1)),
+    (r"mid_block\.attentions\.0", "mid.attn_1"),
+    (r"resnets", "block"),
+    (r"temporal_res_block\.norm1", "time_stack.in_layers.0"),
+    (r"temporal_res_block\.conv1", "time_stack.in_layers.2"),
+    (r"temporal_res_block\.norm2", "time_stack.out_layers.0"),
+    (r"temporal_res_block\.conv2", "time_stack.out_layers.3"),
+    (r"spatial_res_block\.|time_mixer\.", ""),
+    (r"conv_shortcut", "nin_shortcut"),
+    (r"group_norm", "norm"),
+    (r"to_([qkv])\.", r"\1."),
+    (r"to_out\.0", "proj_out"),
+    (r"conv_norm_out", "norm_out"),
+    (r"time_conv_out", "conv_out.time_mix_conv"),
+)
+SPEECH_NAMES: tuple[Rule, ...] = (  # WavLM's own, and `transformers`' of both, with older ones
+    (r"^lm_head\.", None),  # letters
+    (r"^wav2vec2\.", ""),
+    (r"^mask_emb$", "masked_spec_embed"),
+    (r"^layer_norm\.", "feature_projection.layer_norm."),
+    (r"^post_extract_proj\.", "feature_projection.projection."),
+    (r"(conv_layers\.\d)\.0\.", r"\1.conv."),
+    (r"(conv_layers\.0)\.2\.", r"\1.layer_norm."),
+    (r"\.pos_conv\.0\.", ".pos_conv_embed.conv."),
+    (r"\.weight_g$", ".parametrizations.weight.original0"),
+    (r"\.weight_v$", ".parametrizations.weight.original1"),
+    (r"\.self_attn\.", ".attention."),
+    (r"\.grep_linear\.", ".gru_rel_pos_linear."),
+    (r"\.grep_a$", ".gru_rel_pos_const"),
+    (r"\.relative_attention_bias\.", ".rel_attn_embed."),
+    (r"\.self_attn_layer_norm\.", ".layer_norm."),
+    (r"\.fc1\.", ".feed_forward.intermediate_dense."),
+    (r"\.fc2\.", ".feed_forward.output_dense."),
+)
+BEATS_NAMES: tuple[Rule, ...] = (
+    (r"^predictor\.", None),  # AudioSet's classes
+    (r"layers\.[1-9]\d*\.self_attn\.relative_attention_bias\.", None),  # copies of layer 0's
+)
+NAMES = {**dict.fromkeys(NETWORKS, NETWORK_NAMES), "vae": VAE_NAMES, "wavlm": SPEECH_NAMES,
+         "wav2vec2": SPEECH_NAMES, "beats": BEATS_NAMES}
+
+
+def renamed(part: str, published: dict[str, T]) -> dict[str, T]:
+    """A dictionary by published names -> by ours, without what is not needed here."""
+    result = {}
+    for name, value in published.items():
+        for pattern, to in NAMES[part]:
+            if to is not None:
+                name = re.sub(pattern, to, name)
+            elif re.search(pattern, name):
+                break
+        else:
+            if name in result:
+                raise InputError(f"{part}: two of the published names both mean {name}")
+            result[name] = value
+    if part == "vae" and any(name.startswith("decoder.up_blocks.") for name in published):
+        # The decoder's levels are numbered from the coarsest there, from the finest here.
+        deepest = max(int(name.split(".")[2]) for name in result if name.startswith("decoder.up."))
+        turned = numbered("decoder.up.{}", lambda i, _: deepest - i)
+        result = {re.sub(r"decoder\.up\.(\d+)", turned, k): v for k, v in result.items()}
+    return result
+
+
+def autoencoder(published: dict[str, Tensor], quant_conv: bool = False) -> dict[str, Tensor]:
+    """Tensors of `VAE` from those of SVD's file or `diffusers`'. `diffusers` has matrices for the
+    1x1 convolutions of the attention, and one such (`quant_conv`) behind the encoder's last
+    convolution, which is folded into it unless it is to be kept."""
+    tensors = {k: v[:, :, None, None] if ".attn_1." in k and v.ndim == 2 else v
+               for k, v in renamed("vae", published).items()}
+    if "quant_conv.weight" in tensors and not quant_conv:
+        matrix = tensors.pop("quant_conv.weight").flatten(1).float()  # (8, 8)
+        weight, bias = (tensors[f"encoder.conv_out.{k}"].float() for k in ("weight", "bias"))
+        tensors["encoder.conv_out.weight"] = torch.einsum("oi,ichw->ochw", matrix, weight)
+        tensors["encoder.conv_out.bias"] = matrix @ bias + tensors.pop("quant_conv.bias").float()
+    return tensors
+
+
+# ---- finding and downloading -------------------------------------------------------------------
+
+
+def shortest(folder: Path, file: str) -> Path | None:
+    """The file of that name, or of those of a pattern the one of the shortest name."""
+    place = folder / file
+    found = [path for path in place.parent.glob(place.name) if path.is_file()]
+    return min(found, key=lambda path: (len(path.name), path.name), default=None)
+
+
+def find(row: Published, weights: str | Path) -> Path | None:
+    """A published file on this machine: in a folder, with or without the repository's name or its
+    folders; for "released" in FOLDER, or as downloaded once."""
+    released = str(weights) == "released"
+    folder = FOLDER if released else Path(weights)
+    places = [(folder / row.repository.split("/")[1], row.file), (folder, row.file),
+              (folder, Path(row.file).name)]
+    if released:  # the cache has a folder for each state of a repository; the newest first
+        cache = Path(constants.HF_HUB_CACHE) / f"models--{row.repository.replace('/', '--')}"
+        states = sorted(cache.glob("snapshots/*"), key=lambda p: p.stat().st_mtime, reverse=True)
+        places += [(state, row.file) for state in states]
+    return next((path for each in places if (path := shortest(*each))), None)
+
+
+def download(row: Published, weights: str | Path) -> Path:
+    """Gets a file of "released" from the hub, which gives none its name before it is whole. Raises
+    InputError, which says what to do, if it cannot be had; always for a folder."""
+    try:
+        if str(weights) != "released":
+            raise FileNotFoundError
+        name = row.file
+        if "*" in name:
+            siblings = model_info(row.repository, timeout=PATIENCE).siblings
+            names = [s.rfilename for s in siblings if fnmatch(s.rfilename, row.file)]
+            name = min(names, key=len, default=row.file)
+        return Path(hf_hub_download(row.repository, name, etag_timeout=PATIENCE))
+    except errors.GatedRepoError:
+        reason = f"{row.repository} wants its licence accepted"
+    except (errors.LocalEntryNotFoundError, ConnectionError):
+        reason = f"{row.repository} cannot be reached"
+    except errors.RepositoryNotFoundError:
+        reason = f"{row.repository} is not there, or not for you"
+    except (errors.EntryNotFoundError, FileNotFoundError):
+        reason = f"{row.file} is missing"
+    except Exception as error:  # time-outs have other classes with every version
+        if getattr(error, "errno", None) == ENOSPC:
+            raise
+        reason = f"{row.repository} does not answer ({type(error).__name__})"
+    folder = FOLDER if str(weights) == "released" else Path(weights)
+    licence = " (accept its licence there and log in with `hf auth login`)" if row.gated else ""
+    raise InputError(f"--weights {weights}: {reason}; get {row.file} from https://huggingface.co/"
+                     f"{row.repository}{licence} and put it at {folder / row.file}")
+
+
+def obtain(weights: str | Path) -> dict[str, Path]:
+    """The published files of a folder, or of "released", by part; there those that are missing are
+    downloaded. Raises InputError for the first that cannot be had."""
+    files = {row.part: path for row in reversed(FILES) if (path := find(row, weights))}
+    if not files and str(weights) != "released":
+        raise InputError(f"--weights {weights}: holds neither a config.json nor any of the "
+                         "released model's files; see --list-weights")
+    for part in dict.fromkeys(row.part for row in FILES if row.part not in files):
+        problem = None
+        for row in FILES:
+            if row.part == part and part not in files:
+                try:
+                    files[part] = download(row, weights)
+                except InputError as error:
+                    problem = problem or error
+        if problem and part not in files:
+            if part != OPTIONAL:
+                raise problem
+            print(f"without autoguidance: {problem}", file=sys.stderr)
+    return files
+
+
+def listing(weights: str | Path) -> str:
+    """A line for each published file: whether it is here, its size, its use, and where it is."""
+    released = str(weights) == "released"
+    places = f"{FOLDER}, {constants.HF_HUB_CACHE}" if released else str(weights)
+    lines = [f"looked for in {places}"]
+    for row in FILES:
+        path = find(row, weights)
+        size = f"{path.stat().st_size / 1e9:.2f}" if path else f"~{row.gigabytes}"
+        lines.append(f"{'found' if path else 'missing':8}{size:>5} GB  {row.purpose:37}"
+                     f"{path or f'{row.repository}: {row.file}'}{' (gated)' if row.gated else ''}")
+    return "\n".join(lines)
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a published file, in its own names and precision, mapped from the disk: they
+    fill memory only as they are used. Pickles may not run anything. Raises InputError."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # noqa: BLE001 (damaged ones raise nearly anything)
+        more = re.search(r"Unsupported \w+:?( GLOBAL)? (\S+)", str(error))
+        if more:
+            raise InputError(f"{path}: refused, as reading it would run code ({more[2]}): more than "
+                             "tensors and plain values is in it") from None
+        reason = str(error).strip().split("\n")[0][:100]
+        raise InputError(f"{path}: damaged or cut off ({reason}); get it again") from None
+    for entry in ("module", "model"):
+        if isinstance(content, dict) and isinstance(content.get(entry), dict):
+            content = content[entry]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise InputError(f"{path}: holds no tensors by name; get it again")
+    return content
+
+
+def check_stage(part: str, path: Path, published: dict[str, Tensor]) -> None:
+    """Raises InputError, with both names, where one stage's checkpoint stands for the other's."""
+    for stage, mark in MARKS.items():
+        if any(name.endswith(mark) for name in published) and not part.startswith(stage):
+            raise InputError(f"{path}: a checkpoint of {stage} stands where one of {part} belongs; "
+                             "exchange the files")
+
+
+def check_decoder(path: Path, ours: dict[str, Tensor], keyframe: Path,
+                  theirs: dict[str, Tensor]) -> None:
+    """Raises InputError if the autoencoder of a file is not the one that keyframes were trained
+    with, whose decoder (`theirs`) is in their checkpoint. Precision may differ."""
+    for name, value in theirs.items():
+        error = (ours[name].float() - value.float()).norm() if name in ours else torch.inf
+        if error > 0.05 * value.float().norm():
+            raise InputError(f"{path}: not the autoencoder that {keyframe} was trained with ({name} "
+                             f"differs); it is that of {SVD}")
+
+
+def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
+                   ) -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
+    """Name, module and tensors of each part of `model`, whose modules may be on the meta device.
+    Networks in `dtype`; the rest, a tenth of the whole, in float32. Raises InputError for a file
+    that is not what it is to be."""
+    if "interp_bad" not in files:
+        model.interp_bad = None
+    decoder, projection = {}, {}
+    for part, module in model.parts().items():
+        path = files[part]
+        published = read(path)
+        if part in NETWORKS:
+            check_stage(part, path, published)
+        tensors = autoencoder(published) if part == "vae" else renamed(part, published)
+        if part == "keyframe":
+            names = [name for name in published if "first_stage_model.decoder." in name]
+            decoder = {name.partition("first_stage_model.")[2]: published[name] for name in names}
+        elif part == "interp":
+            projection = {k: v for k, v in tensors.items() if k.startswith("audio_proj.")}
+        elif part == "interp_bad":
+            tensors |= projection  # the bad network is told what the good one is
+        check_names(path, module, {name: tuple(v.shape) for name, v in tensors.items()})
+        surplus = {re.sub(r"^_forward_module\.", "", name).split(".")[0]
+                   for name in published if not renamed(part, {name: None})}
+        if surplus:
+            print(f"{path.name}: left out what is not needed here: {', '.join(sorted(surplus))}")
+        if part == "vae":
+            check_decoder(path, tensors, files["keyframe"], decoder)
+        dtype_here = dtype if part in NETWORKS else torch.float32
+        yield part, module, {k: v.to(model.device, dtype_here) for k, v in tensors.items()}
+
+
+def load(weights: str | Path, device: str = "cpu", config: Config | None = None) -> KeyFace:
+    """The released model from the published files of a folder, or of "released"; from FOLDER, if
+    they have been converted there. Networks are in bfloat16, on a CPU in float32."""
+    if str(weights) == "released" and (FOLDER / "config.json").exists():
+        return KeyFace.load(FOLDER, device)
+    files = obtain(weights)
+    with torch.device("meta"):
+        model = KeyFace(config or Config.full(), device)
+    dtype = torch.float32 if model.device.type == "cpu" else torch.bfloat16
+    for _, module, tensors in released_parts(files, model, dtype):
+        module.load_state_dict(tensors, assign=True)
+        module.eval().requires_grad_(False)
+    return model
+
+
+def convert(weights: str | Path, out: Path, dtype: torch.dtype = torch.bfloat16,
+            config: Config | None = None) -> None:
+    """Writes the published files of a folder, or of "released", as the weights folder `out`.
+    config.json comes last: without it a half-written folder is none."""
+    files = obtain(weights)
+    with torch.device("meta"):
+        model = KeyFace(config or Config.full())
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").unlink(missing_ok=True)
+    for part, _, tensors in released_parts(files, model, dtype):
+        save_part(out / f"{part}.safetensors", tensors, half=False, source=files[part].name)
+        print(f"wrote    {out / part}.safetensors from {files[part]}", flush=True)
+    save_config(model.config, out)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser("released.py", description="The released model's files to a weights folder.")
+    add = parser.add_argument
+    add("dir", metavar="DIR", help='folder of the published files, or "released": download them')
+    add("out", metavar="OUT", type=Path, help="weights folder to write")
+    add("--dtype", choices=("bf16", "fp32"), default="bf16", help="precision of the networks")
+    args = parser.parse_args(argv)
+    convert(args.dir, args.out, torch.bfloat16 if args.dtype == "bf16" else torch.float32)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

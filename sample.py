@@ -48,7 +48,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--image", type=Path, default=IMAGE, help="the face: a picture of any size")
     add("--audio", type=Path, help="what it says: any sound, or a video with sound")
     add("--out", type=Path, default=Path("out/sample.mp4"), help="the video to write, .mp4")
-    add("--weights", type=Path, default=WEIGHTS, help="folder of weights")
+    add("--weights", type=Path, default=WEIGHTS, help='folder of weights, or of the released '
+        'model\'s published files; "released": these, downloaded once')
+    add("--list-weights", action="store_true", help="list the published files, and leave")
     add("--emotion", help='a name, "V,A" (valence, arousal in -1..1), "0:neutral 2.5:happy '
         '6:-0.8,-0.3", or a CSV of seconds,valence,arousal; default neutral')
     add("--steps", type=number(int, 1, 1000), help="noise levels of the sampler")
@@ -134,6 +136,10 @@ def warn_of_strange(path: Path, picture: np.ndarray, model, weights: Path) -> No
 def main(argv: list[str] | None = None) -> None:
     """Parses, checks every input before the slow work, samples, writes, and says what it did."""
     args = arguments(argv)
+    if args.list_weights:
+        import released
+
+        return print(released.listing("released" if args.weights == WEIGHTS else args.weights))
     audio = args.audio or AUDIO
     emotion = args.emotion if args.emotion is not None else "neutral" if args.audio else EMOTION
     for option, path in (("--image", args.image), ("--audio", audio)):
@@ -149,7 +155,13 @@ def main(argv: list[str] | None = None) -> None:
     import keyface
 
     device = pick_device(args.device)
-    model = keyface.KeyFace.load(args.weights, device)
+    if (args.weights / "config.json").exists() or not (
+            str(args.weights) == "released" or args.weights.is_dir()):
+        model = keyface.KeyFace.load(args.weights, device)
+    else:
+        import released
+
+        model = released.load(args.weights, device)
     config, size = model.config, args.size or max(model.size, 256)
     settings = {name: getattr(config, name) if getattr(args, name) is None else getattr(args, name)
                 for name in ("steps", "id_guidance", "audio_guidance", "autoguidance")}

@@ -5,7 +5,6 @@ The diffusion models see *scaled* latents of about unit variance: times 0.18215 
 model, normalised per channel with weights trained here. Parameters are named as in SVD's file.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -268,33 +267,3 @@ def brightness_error(vae: VAE, images: Tensor) -> Tensor:
     like those of training, too; coarser brightness suffers in others alone."""
     error = (vae.to_images(vae.to_latents(images)) - images).mean(1, keepdim=True)
     return F.avg_pool2d(error, 2).abs().mean((1, 2, 3))
-
-
-# ---- Names: `diffusers` (AutoencoderKL, AutoencoderKLTemporalDecoder) -> here, rules in order ----
-
-DIFFUSERS_RULES = tuple((re.compile(pattern), to) for pattern, to in (
-    (r"(down|up)_blocks", r"\1"), (r"(down|up)samplers\.0", r"\1sample"),
-    (r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}"),
-    (r"mid_block\.attentions\.0", "mid.attn_1"), (r"resnets", "block"),
-    (r"temporal_res_block\.norm1", "time_stack.in_layers.0"),
-    (r"temporal_res_block\.conv1", "time_stack.in_layers.2"),
-    (r"temporal_res_block\.norm2", "time_stack.out_layers.0"),
-    (r"temporal_res_block\.conv2", "time_stack.out_layers.3"),
-    (r"spatial_res_block\.|time_mixer\.", ""), (r"conv_shortcut", "nin_shortcut"),
-    (r"group_norm", "norm"), (r"to_([qkv])\.", r"\1."), (r"to_out\.0", "proj_out"),
-    (r"conv_norm_out", "norm_out"), (r"time_conv_out", "conv_out.time_mix_conv")))
-
-
-def from_diffusers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of `diffusers` -> of `VAE`."""
-    deepest = max(int(k.split(".")[2]) for k in state if k.startswith("decoder.up_blocks"))
-    converted = {}
-    for name, value in state.items():
-        if "attentions" in name and value.ndim == 2:      # a matrix there, a 1x1 convolution here
-            value = value[:, :, None, None]
-        for pattern, to in DIFFUSERS_RULES:
-            name = pattern.sub(to, name)
-        # the decoder's levels are numbered from the coarsest there, from the finest here
-        name = re.sub(r"decoder\.up\.(\d+)", lambda m: f"decoder.up.{deepest - int(m[1])}", name)
-        converted[name] = value
-    return converted

@@ -6,6 +6,7 @@ was left unread, so that nothing in a fixture is silently skipped.
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,7 +18,8 @@ FOLDER = Path(os.environ.get("KEYFACE_PARITY") or Path(__file__).parent / "parit
 class Fixture:
     """Tensors and configuration of one fixture.
 
-    `largest` collects (name, largest absolute error, tolerance) of everything compared.
+    `largest` collects (name, error, tolerance) of everything compared, where in the tensor the
+    error came nearest to the tolerance.
     """
 
     def __init__(self, name: str):
@@ -41,11 +43,20 @@ class Fixture:
         """Compares with the stored result: same shape, |error| <= atol + rtol |expected|."""
         expected = self[key]
         assert actual.shape == expected.shape, f"{self.name} {key}: {actual.shape} {expected.shape}"
-        error = (actual.detach().double() - expected.double()).abs()
-        self.largest.append((key, error.max().item(), atol))
-        assert (error <= atol + rtol * expected.double().abs()).all(), (
+        error = (actual.detach().double() - expected.double()).abs().flatten()
+        limit = (atol + rtol * expected.double().abs()).flatten()
+        worst = (error / limit.clamp(min=1e-30)).argmax()
+        self.largest.append((key, error[worst].item(), limit[worst].item()))
+        assert (error <= limit).all(), (
             f"{self.name} {key}: largest error {error.max():.2e}, tolerance {atol:g} + {rtol:g} |x|"
         )
+
+    def close_steps(self, key: str, states: Iterable[torch.Tensor], limit: float) -> None:
+        """Compares the states of a sampler, each relative to its largest |x|."""
+        for i, (x, expected) in enumerate(zip(states, self[key], strict=True)):
+            error = ((x - expected).abs().max() / expected.abs().max()).item()
+            self.largest.append((key, error, limit))
+            assert error <= limit, f"{self.name} {key} step {i}: relative error {error:.1e}"
 
     def finish(self) -> None:
         """Fails if a tensor of the fixture was never read."""
