@@ -220,8 +220,9 @@ def test_precision(original, published, tmp_path):
     assert kinds == {part: {torch.bfloat16 if part in released.NETWORKS else torch.float32}
                      for part in original.parts()}
     model = KeyFace.load(tmp_path)
+    loaded = model.keyframe.state_dict()
     for key, value in original.keyframe.state_dict().items():
-        assert model.keyframe.state_dict()[key].equal(value.bfloat16().float()), key
+        assert loaded[key].equal(value.bfloat16().float()), key
     stages = model.keyframe, copy.deepcopy(model.keyframe).bfloat16()
     x, sigma, audio = torch.randn(1, 2, 4, 8, 8), torch.ones(1), torch.randn(1, 2, 2, 128)
     mood = torch.zeros(1, 2)
