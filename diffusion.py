@@ -100,3 +100,9 @@ def share_ends(x: Tensor) -> Tensor:
     x = x.clone()
     x[1:, 0] = x[:-1, -1] = (x[1:, 0] + x[:-1, -1]) / 2
     return x
+
+
+def seeded_noise(seed: int, stage: int, index: int, shape: tuple[int, ...]) -> Tensor:
+    """Unit normal noise that depends on (seed, stage, index) alone, the same on every device."""
+    state = np.random.SeedSequence((seed, stage, index)).generate_state(1, np.uint64)[0]
+    return torch.randn(shape, generator=torch.Generator().manual_seed(int(state >> np.uint64(1))))

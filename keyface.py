@@ -18,22 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import diffusion
 from audio import AudioConfig, AudioEncoder
 from checkpoint import fitting, load_config, load_part
-from diffusion import (
-    AYS,
-    autoguide,
-    draw_sigma,
-    guide_keyframes,
-    latent_loss,
-    loss_weight,
-    merge,
-    pixel_loss,
-    sample,
-    scalings,
-    schedule,
-    share_ends,
-)
 from emotion import emotion_curve
 from media import FRAME_SAMPLES, InputError, read_audio, read_image
 from unet import UNet, UNetConfig, sinusoid
@@ -56,7 +43,7 @@ class StageConfig:
     blend: bool = False  # ours: a linear blend of the end latents under the learned mask embedding
     p_mean: float = 1.0  # ln sigma ~ N(p_mean, p_std^2) in training
     p_std: float = 1.2
-    sigma_max: float = AYS[0]
+    sigma_max: float = diffusion.AYS[0]
     lambda_lower: float = 3.0  # weight of the lower half of the latent rows: the mouth
     pixel_weight: float = 1.0  # ours is less: times lambda(sigma) the VAE's own error is unbounded
     drop_identity: float = 0.1
@@ -193,7 +180,7 @@ class Stage(nn.Module):
         alone (T = 1) and the temporal half of the network is left out. The network computes in its
         weights' precision, all around it in float32."""
         b, t = x.shape[:2]
-        c_skip, c_out, c_in, c_noise = (c.view(b, 1, 1, 1, 1) for c in scalings(sigma))
+        c_skip, c_out, c_in, c_noise = (c.view(b, 1, 1, 1, 1) for c in diffusion.scalings(sigma))
         out = self.unet(self.attach(c_in * x, conditions.concat).to(conditions.context),
                         c_noise.flatten().repeat_interleave(t),
                         conditions.context, conditions.emotion, None if images else t)
@@ -209,19 +196,19 @@ class Stage(nn.Module):
         taken on the clips `pixel_rows`. Returns latent and pixel loss.
         """
         c, b = self.config, len(target)
-        sigma = draw_sigma(torch.randn(b, device=target.device), c.p_mean, c.p_std)
+        sigma = diffusion.draw_sigma(torch.randn(b, device=target.device), c.p_mean, c.p_std)
         keep_identity = (torch.rand(b, device=target.device) >= c.drop_identity).to(target.dtype)
         keep_audio = (torch.rand(b, device=target.device) >= c.drop_audio).to(target.dtype)
         known = self.conditions(latents, audio, valence, arousal, keep_identity, keep_audio)
         noisy = target + sigma.view(b, 1, 1, 1, 1) * torch.randn_like(target)
         denoised = self.denoise(noisy, sigma, known, images)
-        latent = latent_loss(denoised, target, sigma, c.lambda_lower).mean()
+        latent = diffusion.latent_loss(denoised, target, sigma, c.lambda_lower).mean()
         if not c.pixel_weight:
             return latent, torch.zeros_like(latent)
         original, sigma = original[pixel_rows], sigma[pixel_rows]
         decoded = vae.to_images(denoised[pixel_rows, frame])
-        distance = (loss_weight(sigma) * perceptual(vae, decoded, original)).mean()
-        return latent, c.pixel_weight * (pixel_loss(decoded, original, sigma) + distance)
+        distance = (diffusion.loss_weight(sigma) * perceptual(vae, decoded, original)).mean()
+        return latent, c.pixel_weight * (diffusion.pixel_loss(decoded, original, sigma) + distance)
 
 
 def guidance_batch(known: Conditions, nothing: Conditions | None = None) -> Conditions:
@@ -238,7 +225,7 @@ def guided_keyframes(denoise: Callable, known: Conditions, id_guidance: float,
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         out = denoise(x.repeat(3, 1, 1, 1, 1), sigma.expand(3 * len(x)), stacked)
-        return guide_keyframes(out, id_guidance, audio_guidance)
+        return diffusion.guide_keyframes(out, id_guidance, audio_guidance)
 
     return guided
 
@@ -256,7 +243,7 @@ def guided_segments(denoise: Callable, known: Conditions, weight: float = 1.0,
             levels = sigma.expand(len(x[s]))
             part = denoise(x[s], levels, known.part(s))
             if bad is not None:
-                part = autoguide(bad(x[s], levels, bad_known.part(s)), part, weight)
+                part = diffusion.autoguide(bad(x[s], levels, bad_known.part(s)), part, weight)
             parts.append(part)
         return torch.cat(parts)
 
@@ -310,12 +297,6 @@ class Plan:
 # ---- the generator ----------------------------------------------------------------------------
 
 
-def seeded_noise(seed: int, stage: int, index: int, shape: tuple[int, ...]) -> Tensor:
-    """Unit normal noise that depends on (seed, stage, index) alone, the same on every device."""
-    state = np.random.SeedSequence((seed, stage, index)).generate_state(1, np.uint64)[0]
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int(state >> np.uint64(1))))
-
-
 class KeyFace:
     """Both stages, autoencoder and hearing, ready to animate.
 
@@ -344,7 +325,13 @@ class KeyFace:
     @staticmethod
     def load(folder: str | Path, device: str = "cpu") -> "KeyFace":
         """Reads a weights folder: config.json and one safetensors file a part; interp_bad may be
-        absent. Raises InputError for a missing, damaged or mismatched file."""
+        absent. "released", or a folder without config.json: see released.py. Raises InputError for
+        a missing, damaged or mismatched file."""
+        if str(folder) == "released" or any(Path(folder).glob("*")) and not (
+                Path(folder) / "config.json").exists():
+            import released  # which imports this file
+
+            return released.load(folder, device)
         with torch.device("meta"), fitting(Path(folder) / "config.json"):
             # On no device yet: the weights bring their memory along.
             model = KeyFace(load_config(Config, folder).check(), device)
@@ -406,10 +393,11 @@ class KeyFace:
                 sound = torch.cat([self.audio.encode(wave, 0, 1), sound])
             valence, arousal = curve[frames].T
             known = self.keyframe.conditions(identity, sound[None], valence[None], arousal[None])
-            noise = seeded_noise(seed, 0, window, (1, c.keyframe.frames, *identity.shape[1:]))
-            sigmas = schedule(steps, c.keyframe.sigma_max)
+            shape = (1, c.keyframe.frames, *identity.shape[1:])
+            noise = diffusion.seeded_noise(seed, 0, window, shape)
+            sigmas = diffusion.schedule(steps, c.keyframe.sigma_max)
             guided = guided_keyframes(self.keyframe.denoise, known, id_guidance, audio_guidance)
-            for i, x in enumerate(sample(guided, noise.to(self.device), sigmas)):
+            for i, x in enumerate(diffusion.sample(guided, noise.to(self.device), sigmas)):
                 done = window * (len(sigmas) - 1) + i + 1
                 report("keyframes", done, windows * (len(sigmas) - 1))
             return x[0, plan.dummy_first:]
@@ -424,18 +412,18 @@ class KeyFace:
             known = self.interp.conditions(ends, tokens)
             bad_known = self.interp_bad and self.interp_bad.conditions(ends, tokens)
             shape = (c.interp.frames, *identity.shape[1:])
-            noise = torch.stack([seeded_noise(seed, 1, a // plan.spacing, shape)
+            noise = torch.stack([diffusion.seeded_noise(seed, 1, a // plan.spacing, shape)
                                  for a, _ in segments]).to(self.device)
             noise[:-1, -1] = noise[1:, 0]  # both copies of a shared frame start alike
-            sigmas = schedule(steps, c.interp.sigma_max)
+            sigmas = diffusion.schedule(steps, c.interp.sigma_max)
             steps_done = sum(len(plan.segments(g)) for g in range(group)) * (len(sigmas) - 1)
-            after_step = share_ends if c.average_shared else None
+            after_step = diffusion.share_ends if c.average_shared else None
             bad = self.interp_bad and self.interp_bad.denoise
             guided = guided_segments(self.interp.denoise, known, autoguidance, bad, bad_known)
-            for i, x in enumerate(sample(guided, noise, sigmas, after_step)):
+            for i, x in enumerate(diffusion.sample(guided, noise, sigmas, after_step)):
                 done = steps_done + len(segments) * (i + 1)
                 report("frames", done, (plan.keyframes - 1) * (len(sigmas) - 1))
-            return merge(x)
+            return diffusion.merge(x)
 
         windows = -(-plan.keyframes // plan.per_window)
         span = plan.per_window * plan.spacing  # frames a group

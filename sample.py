@@ -111,28 +111,6 @@ def keep(frames: Iterable[np.ndarray], wanted: set[int],
         yield frame
 
 
-def warn_of_strange(path: Path, picture: np.ndarray, model, weights: Path) -> None:
-    """One line on stderr if the autoencoder keeps a picture (H, W, 3) uint8 of the model's size
-    worse than the faces that it was trained on. Weights that do not tell how it kept those give
-    no warning."""
-    import torch
-
-    from checkpoint import header_number
-    from vae import brightness_error
-
-    file = weights / "vae.safetensors"
-    limit = header_number(file, "familiar_error") if file.is_file() else None
-    if limit is None:
-        return
-    pixels = torch.from_numpy(picture).to(model.device).permute(2, 0, 1)[None] / 127.5 - 1
-    with torch.no_grad():
-        error = brightness_error(model.vae, pixels).item()
-    if error > limit:
-        print(f"sample.py: warning: --image {path}: looks unlike the faces these weights were "
-              f"trained on (autoencoder's error {error:.3f}, theirs is at most {limit:.3f}); the "
-              "video may not resemble it", file=sys.stderr)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Parses, checks every input before the slow work, samples, writes, and says what it did."""
     args = arguments(argv)
@@ -153,15 +131,10 @@ def main(argv: list[str] | None = None) -> None:
 
     import figures  # only now: torch takes seconds to load, mistakes are told at once
     import keyface
+    from checkpoint import unlike
 
     device = pick_device(args.device)
-    if (args.weights / "config.json").exists() or not (
-            str(args.weights) == "released" or args.weights.is_dir()):
-        model = keyface.KeyFace.load(args.weights, device)
-    else:
-        import released
-
-        model = released.load(args.weights, device)
+    model = keyface.KeyFace.load(args.weights, device)
     config, size = model.config, args.size or max(model.size, 256)
     settings = {name: getattr(config, name) if getattr(args, name) is None else getattr(args, name)
                 for name in ("steps", "id_guidance", "audio_guidance", "autoguidance")}
@@ -171,7 +144,8 @@ def main(argv: list[str] | None = None) -> None:
           + f", seed {args.seed}", flush=True)
 
     began, identity = time.perf_counter(), media.read_image(picture, model.size)
-    warn_of_strange(args.image, identity, model, args.weights)
+    if strange := unlike(identity, model.vae, args.weights):
+        print(f"sample.py: warning: --image {args.image}: {strange}", file=sys.stderr)
     kept: dict[int, np.ndarray] = {}
     with closing(Progress()) as progress:
         frames = model.animate(identity, wave, emotion, seed=args.seed, progress=progress,

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+import checkpoint
 import figures
 import media
 import sample
@@ -85,7 +86,7 @@ def files(tmp_path_factory):
 
 class Model:
     """Stands in for the real one: grey frames that know their number."""
-    size = 64
+    size, vae = 64, None
     config = SimpleNamespace(steps=10, id_guidance=1.5, audio_guidance=2, autoguidance=1)
     trouble = None          # raised after 5 frames
 
@@ -102,16 +103,22 @@ class Model:
 @pytest.fixture
 def run(files, tmp_path, monkeypatch, capsys):
     """Runs the command with the stand-in model; returns exit status and what it said on stderr."""
-    def run(**options):
+    def run(unlike=None, **options):
         keyface = SimpleNamespace(KeyFace=SimpleNamespace(load=lambda folder, device: Model()))
         monkeypatch.setitem(sys.modules, "keyface", keyface)
-        monkeypatch.setattr(sample, "warn_of_strange", lambda *_: None)     # has no autoencoder
+        monkeypatch.setattr(checkpoint, "unlike", lambda *_: unlike)        # it has no autoencoder
         options = {"image": files / "good.png", "audio": files / "good.wav",
                    "out": tmp_path / "film.mp4", "device": "cpu", **options}
         argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
         status = media.run(sample.main, argv)
         return status, capsys.readouterr().err
     return run
+
+
+def test_a_strange_picture_is_told_and_animated(run, tmp_path):
+    status, said = run(unlike="unlike anything")
+    assert status == 0 and (tmp_path / "film.mp4").exists()
+    assert re.search("(?m)^sample.py: warning: --image .*good.png: unlike anything$", said)
 
 
 def probe(path):
