@@ -51,7 +51,7 @@ class Published:
 FILES = (  # small ones first, so that one that is missing or gated shows at once
     Published("vae", "autoencoder", SVD, "vae/diffusion_pytorch_model*.safetensors", 0.4, True),
     Published("wavlm", "hears speech, for keyframes", KEYFACE, "checkpoints/WavLM-Base+.pt", 0.4),
-    Published("wavlm", "the same (either does)", "microsoft/wavlm-base-plus", "pytorch_model.bin", 0.4),
+    Published("wavlm", "the same, or this", "microsoft/wavlm-base-plus", "pytorch_model.bin", 0.4),
     Published("wav2vec2", "hears speech, for frames between", "facebook/wav2vec2-base-960h",
               "model.safetensors", 0.4),
     Published("beats", "hears everything else", KEYFACE, BEATS_FILE, 0.4),
@@ -293,7 +293,7 @@ def read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # noqa: BLE001 (damaged ones raise nearly anything)
         more = re.search(r"Unsupported \w+:?( GLOBAL)? (\S+)", str(error))
         if more:
-            raise InputError(f"{path}: refused, as reading it would run code ({more[2]}): more than "
+            raise InputError(f"{path}: refused, reading it would run code ({more[2]}): more than "
                              "tensors and plain values is in it") from None
         reason = str(error).strip().split("\n")[0][:100]
         raise InputError(f"{path}: damaged or cut off ({reason}); get it again") from None
@@ -320,8 +320,8 @@ def check_decoder(path: Path, ours: dict[str, Tensor], keyframe: Path,
     for name, value in theirs.items():
         error = (ours[name].float() - value.float()).norm() if name in ours else torch.inf
         if error > 0.05 * value.float().norm():
-            raise InputError(f"{path}: not the autoencoder that {keyframe} was trained with ({name} "
-                             f"differs); it is that of {SVD}")
+            raise InputError(f"{path}: not the autoencoder that {keyframe} was trained with "
+                             f"({name} differs); it is that of {SVD}")
 
 
 def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,

@@ -384,7 +384,7 @@ def test_config_fields(tmp_path, change, reason):
         load_config(Config, tmp_path)
 
 
-# ---- the hub --------------------------------------------------------------------------------------
+# ---- the hub ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -447,7 +447,7 @@ def test_downloads_once(hub, original):
         "toninio19/keyface cannot be reached; get checkpoints/BEATs_.* from https://.* and put it "
         "at .*released/checkpoints/BEATs_")),
     ("keyframe", bare(errors.RepositoryNotFoundError), "toninio19/keyface is not there"),
-    ("interpolation.pt", bare(errors.EntryNotFoundError), "checkpoints/interpolation.pt is missing"),
+    ("interpolation.pt", bare(errors.EntryNotFoundError), "interpolation.pt is missing"),
     ("wav2vec2", TimeoutError("timed out"), "wav2vec2-base-960h does not answer .TimeoutError"),
     ("", ConnectionError("offline"), "cannot be reached; get vae/"),
 ])

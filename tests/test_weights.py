@@ -80,7 +80,8 @@ def test_no_held_out_drawing_is_strange(model):
 def test_other_pictures_are_strange(model, tmp_path):
     rng = np.random.default_rng(0)
     ramp = np.linspace(0, 255, 256).astype(np.uint8)
-    cloud = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize((256, 256)))
+    blots = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
+    cloud = np.asarray(blots.resize((256, 256)))
     mottled = (cloud * 0.7 + rng.normal(40, 12, (256, 256, 1))).clip(0, 255).astype(np.uint8)
     for picture in (rng.integers(0, 256, (64, 64, 3), np.uint8), np.full((64, 64), 128, np.uint8),
                     np.broadcast_to(ramp, (256, 256)).copy(), cloud, mottled):
@@ -168,7 +169,8 @@ def test_weights_that_are_damaged_or_of_another_part(model, folder):
                     struct.pack("<Q", 2**60) + whole[8:], struct.pack("<Q", 50) + whole[8:],
                     whole[:8] + b"x" * length + data,
                     packed(data_offsets=[o + 10**9 for o in offsets]), packed(dtype="F64"),
-                    packed(dtype="I16"), packed(dtype="F7"), packed(shape=[-64]), packed(shape=[32])):
+                    packed(dtype="I16"), packed(dtype="F7"), packed(shape=[-64]),
+                    packed(shape=[32])):
         refused(folder, "vae.safetensors", content, load_vae)
     tensors = load_file(WEIGHTS / "vae.safetensors")
     tensors["decoder.conv_in.bias"][3] = torch.nan

@@ -479,8 +479,9 @@ def acoustics(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     low, high = rng.uniform(40, 350), rng.uniform(2800, 8000)
     band = 1 / np.sqrt(1 + (low / np.maximum(hertz, 1)) ** 4) / np.sqrt(1 + (hertz / high) ** 8)
     octave = np.log2(np.maximum(hertz, 50) / 50)  # 0 to 7.3
-    curve = rng.uniform(-3, 3) * (octave - 4) + sum(  # dB: a slope, and slow waves
-        rng.normal(0, 3) * np.cos(np.pi * n * octave / 7.3 + rng.uniform(0, 6.3)) for n in (2, 3, 5))
+    curve = rng.uniform(-3, 3) * (octave - 4)  # dB: a slope, and slow waves
+    for n in (2, 3, 5):
+        curve += rng.normal(0, 3) * np.cos(np.pi * n * octave / 7.3 + rng.uniform(0, 6.3))
     band *= 10 ** (curve / 20)
     # Breath: noise as loud as the voice at each moment, which a synthesised voice lacks.
     loud = np.convolve(np.abs(wave), np.hanning(160) / 80, "same")
