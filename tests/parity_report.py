@@ -17,8 +17,8 @@ from fixture import Fixture
 
 def table(rows: dict[str, list[tuple[str, float, float]]]) -> str:
     """Markdown from `Fixture.largest` of each fixture."""
-    lines = ["| fixture | tensors compared | nearest to its tolerance | largest error "
-             "| tolerance |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| fixture | tensors | nearest to its tolerance | largest error | tolerance |",
+             "| --- | --- | --- | --- | --- |"]
     for name, largest in sorted(rows.items()):
         key, error, tolerance = max(largest, key=lambda row: row[1] / (row[2] or 1))
         count = len({key for key, *_ in largest})
