@@ -1,0 +1,122 @@
+"""Where the time of a sample goes. `python bench/sample.py`, in the repository's root.
+
+Makes the film of `python sample.py` (the shipped weights, picture and sound), or of the first
+`--seconds` of its sound, and adds up the time inside each part and the evaluations of the networks:
+an evaluation is one clip of 14 frames through a network once. The method needs, at each noise
+level, three for a window of keyframes (guidance by identity and sound) and two for a segment
+between two keyframes (the good model and the bad one).
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+# In front: this folder has files named like the modules that they measure.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from diffusion import schedule
+from keyface import Config, KeyFace, Plan
+from media import FPS, SAMPLE_RATE, frame_count, read_audio, read_image, write_video
+from sample import AUDIO, EMOTION, IMAGE, WEIGHTS, pick_device
+
+
+class Clock:
+    """Seconds inside parts that do not contain each other, and what went into them, by name."""
+
+    def __init__(self, device: str):
+        # Work on a GPU goes on after the call that asked for it has returned.
+        self.wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+        self.seconds: Counter[str] = Counter()
+        self.items: Counter[str] = Counter()
+
+    def part(self, name: str, work: Callable) -> Callable:
+        """`work`, timed; the length of its first argument is added up in `items`."""
+        def timed(first, *others):
+            self.wait()
+            began = time.perf_counter()
+            result = work(first, *others)
+            self.wait()
+            self.seconds[name] += time.perf_counter() - began
+            self.items[name] += len(first)
+            return result
+        return timed
+
+    def making(self, name: str, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Hands the frames on; the time is that of making them, not of what is done with them."""
+        began = time.perf_counter()
+        for frame in frames:
+            self.seconds[name] += time.perf_counter() - began
+            yield frame
+            began = time.perf_counter()
+
+
+def needed(config: Config, frames: int, bad: bool) -> dict[str, int]:
+    """Network evaluations that the method needs for a film of so many frames, by stage."""
+    plan = Plan(frames, config.keyframe.spacing, config.keyframe.frames, config.dummy_first)
+    levels = len(schedule(config.steps)) - 1
+    windows = -(-plan.keyframes // plan.per_window)
+    return {"keyframes": 3 * levels * windows,
+            "interpolation": (1 + bad) * levels * (plan.keyframes - 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--seconds", type=float, default=1e6, help="use only so much of the sound")
+    parser.add_argument("--device", help="default: the GPU if there is one")
+    args = parser.parse_args()
+
+    device = pick_device(args.device)
+    clock = Clock(device)
+    wave = read_audio(AUDIO)[:round(args.seconds * SAMPLE_RATE)]
+    count = frame_count(len(wave))
+    began = time.perf_counter()
+    model = KeyFace.load(args.weights, device)
+    loading = time.perf_counter() - began
+    image = read_image(IMAGE, model.size)
+
+    stages = [("keyframes", model.keyframe), ("interpolation", model.interp)]
+    if model.interp_bad is not None:
+        stages.append(("interpolation", model.interp_bad))
+    for name, stage in stages:
+        stage.denoise = clock.part(name, stage.denoise)
+    model.audio.encode = clock.part("sound encoders", model.audio.encode)
+    model.vae.to_latents = clock.part("VAE encoding", model.vae.to_latents)
+    model.vae.to_images = clock.part("VAE decoding", model.vae.to_images)
+
+    began, busy = time.perf_counter(), time.process_time()
+    frames = clock.making("making frames", model.animate(image, wave, EMOTION))
+    with tempfile.TemporaryDirectory() as folder:
+        write_video(Path(folder) / "film.mp4", frames, wave, max(model.size, 256))
+    total, busy = time.perf_counter() - began, time.process_time() - busy
+    made = clock.seconds.pop("making frames")
+    clock.seconds["the rest of sampling"] = made - sum(clock.seconds.values())
+    clock.seconds["writing"] = total - made
+
+    video = count / FPS
+    print(f"{video:.2f} s of video at {model.size} x {model.size} on {device}, after "
+          f"{loading:.2f} s of loading\n\n{'part':22} seconds   share   a second of video")
+    for name, seconds in clock.seconds.items():
+        print(f"{name:22} {seconds:7.2f} {seconds / total:6.1%} {seconds / video:12.3f}")
+    print(f"{'total':22} {total:7.2f}        {total / video:12.3f}\n")
+    need = needed(model.config, count, model.interp_bad is not None)
+    for name, evaluations in need.items():
+        print(f"{name}: {clock.items[name]} evaluations, {evaluations} needed")
+
+    done, wanted = sum(clock.items[name] for name in need), sum(need.values())
+    figures = {"evaluations_per_second": done / video, "needed_per_second": wanted / video,
+               "seconds_per_second": total / video, "cpu_seconds_per_second": busy / video}
+    figures |= {f"{name.split()[-1].lower()}_share": seconds / total
+                for name, seconds in clock.seconds.items()}
+    print("\n" + " ".join(f"{name}={value:.3g}" for name, value in figures.items()))
+
+
+if __name__ == "__main__":
+    main()
