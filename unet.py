@@ -108,11 +108,11 @@ class ResBlock(nn.Module):
             return TimeConv(i, o) if temporal else nn.Conv2d(i, o, 3, padding=1)
 
         self.temporal = temporal
-        self.in_layers = nn.Sequential(GroupNorm(groups, channels), nn.SiLU(),
+        self.in_layers = nn.Sequential(GroupNorm(groups, channels), nn.SiLU(inplace=True),
                                        conv(channels, out_channels))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
-        self.out_layers = nn.Sequential(GroupNorm(groups, out_channels), nn.SiLU(), nn.Identity(),
-                                        conv(out_channels, out_channels))
+        self.out_layers = nn.Sequential(GroupNorm(groups, out_channels), nn.SiLU(inplace=True),
+                                        nn.Identity(), conv(out_channels, out_channels))
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
@@ -167,7 +167,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return F.gelu(gate).mul_(value)  # in place: the widest tensors of the network
 
 
 class FeedForward(nn.Module):
@@ -255,18 +255,13 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class Block(nn.ModuleList):
-    """Layers at one place of the network, each given what it takes."""
-
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor, frames: int | None) -> Tensor:
-        for layer in self:
-            if isinstance(layer, SpatioTemporalResBlock):
-                x = layer(x, emb, frames)
-            elif isinstance(layer, SpatioTemporalTransformer):
-                x = layer(x, context, frames)
-            else:
-                x = layer(x)
-        return x
+def run(layer: nn.Module, x: Tensor, emb: Tensor, context: Tensor, frames: int | None) -> Tensor:
+    """A layer of the network, given what it takes."""
+    if isinstance(layer, SpatioTemporalResBlock):
+        return layer(x, emb, frames)
+    if isinstance(layer, SpatioTemporalTransformer):
+        return layer(x, context, frames)
+    return layer(x)
 
 
 class UNet(nn.Module):
@@ -290,7 +285,8 @@ class UNet(nn.Module):
         self.time_embed = mlp(m)
         self.label_emb = nn.Sequential(mlp(c.emotion_dim + c.context_dim))
 
-        self.input_blocks = nn.ModuleList([Block([nn.Conv2d(c.in_channels, m, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList(
+            [nn.ModuleList([nn.Conv2d(c.in_channels, m, 3, padding=1)])])
         channels, scale, stored = m, 1, [m]
         for level, mult in enumerate(c.channel_mult):
             for _ in range(c.num_res_blocks):
@@ -298,14 +294,14 @@ class UNet(nn.Module):
                 channels = mult * m
                 if scale in c.attention_resolutions:
                     layers.append(attention(channels))
-                self.input_blocks.append(Block(layers))
+                self.input_blocks.append(nn.ModuleList(layers))
                 stored.append(channels)
             if level < len(c.channel_mult) - 1:
-                self.input_blocks.append(Block([Downsample(channels)]))
+                self.input_blocks.append(nn.ModuleList([Downsample(channels)]))
                 stored.append(channels)
                 scale *= 2
 
-        self.middle_block = Block(
+        self.middle_block = nn.ModuleList(
             [res(channels, channels), attention(channels), res(channels, channels)])
 
         self.output_blocks = nn.ModuleList()
@@ -318,7 +314,7 @@ class UNet(nn.Module):
                 if level > 0 and i == c.num_res_blocks:
                     layers.append(Upsample(channels))
                     scale //= 2
-                self.output_blocks.append(Block(layers))
+                self.output_blocks.append(nn.ModuleList(layers))
 
         self.out = nn.Sequential(GroupNorm(groups, m), nn.SiLU(),
                                  nn.Conv2d(m, c.out_channels, 3, padding=1))
@@ -355,12 +351,17 @@ class UNet(nn.Module):
         features = sinusoid(c_noise, self.config.model_channels).to(x.dtype)
         emb = self.time_embed(features) + self.label_emb(label)  # (B*T, E)
 
+        # Layer by layer in here, so that the input of a block is freed after its first layer.
         h = x.contiguous(memory_format=torch.channels_last)
         stored = []
         for block in self.input_blocks:
-            h = block(h, emb, context, frames)
+            for layer in block:
+                h = run(layer, h, emb, context, frames)
             stored.append(h)
-        h = self.middle_block(h, emb, context, frames)
+        for layer in self.middle_block:
+            h = run(layer, h, emb, context, frames)
         for block in self.output_blocks:
-            h = block(torch.cat([h, stored.pop()], dim=1), emb, context, frames)
+            h = torch.cat([h, stored.pop()], dim=1)
+            for layer in block:
+                h = run(layer, h, emb, context, frames)
         return self.out(h)

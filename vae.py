@@ -82,9 +82,9 @@ class TimeStack(nn.Module):
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(groups, channels, eps=1e-5), nn.SiLU(),
+        self.in_layers = nn.Sequential(nn.GroupNorm(groups, channels, eps=1e-5), nn.SiLU(True),
                                        TimeConv(channels))
-        self.out_layers = nn.Sequential(nn.GroupNorm(groups, channels, eps=1e-5), nn.SiLU(),
+        self.out_layers = nn.Sequential(nn.GroupNorm(groups, channels, eps=1e-5), nn.SiLU(True),
                                         nn.Identity(), TimeConv(channels))    # Identity: a dropout
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,8 +107,9 @@ class ResBlock(nn.Module):
             self.mix_factor = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        x = self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(h)))
+        h = self.norm2(self.conv1(F.silu(self.norm1(x), inplace=True)))
+        h = self.conv2(F.silu(h, inplace=True))
+        x = h.add_(self.nin_shortcut(x))         # in place, here and above: pictures are large
         if not self.temporal:
             return x
         # s * temporal + (1 - s) * spatial: the other way round than in the diffusion network
@@ -198,10 +199,11 @@ class Decoder(nn.Module):
             self.conv_out.time_mix_conv = TimeConv(3)
 
     def forward(self, z: Tensor, frames: int) -> Tensor:
+        z = z.contiguous(memory_format=torch.channels_last)    # a CPU's convolutions copy all else
         x = self.up[-1](self.mid(self.conv_in(z), frames), frames)
         for coarser, level in zip(self.up[:0:-1], self.up[-2::-1]):
             x = level(coarser.upsample(x), frames)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(F.silu(self.norm_out(x), inplace=True))
         if hasattr(self.conv_out, "time_mix_conv"):
             x = over_time(self.conv_out.time_mix_conv, x, frames)
         return x

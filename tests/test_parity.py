@@ -218,15 +218,15 @@ def check_network(fx):
     net, seen, tolerance = stage.unet, {}, fx.config["tolerance"]
     b, t = fx.config["shapes"]["B"], fx.config["shapes"]["T"]
     places = {
-        "input_blocks.0": net.input_blocks[0],
+        "input_blocks.0": net.input_blocks[0][-1],
         "input_blocks.1.0": net.input_blocks[1][0],
         "input_blocks.1.0.time_stack": net.input_blocks[1][0].time_stack,
         "input_blocks.1.1": net.input_blocks[1][1],
         "input_blocks.1.1.time_stack.0": net.input_blocks[1][1].time_stack[0],
         "input_blocks.1.1.transformer_blocks.0": net.input_blocks[1][1].transformer_blocks[0],
-        "middle_block": net.middle_block,
-        "output_blocks.0": net.output_blocks[0],
-        "output_blocks.last": net.output_blocks[-1],
+        "middle_block": net.middle_block[-1],
+        "output_blocks.0": net.output_blocks[0][-1],
+        "output_blocks.last": net.output_blocks[-1][-1],
         "time_embed": net.time_embed,
         "label_emb": net.label_emb,
     }
