@@ -287,9 +287,8 @@ class AudioEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, wave: Tensor, start: int, stop: int) -> Tensor:
-        """Tokens of frames start .. stop of the recording, from the chunks that they need. What
-        lies past its end sounds like silence; released: like the last frame, as silence that was
-        not in the recording would change what all of it is normalised by."""
+        """Tokens of frames start .. stop of the recording, from the chunks that they need. Past its
+        end is silence; released: the last frame again, as silence would change how all is heard."""
         wave = speech_wave = wave.to(self.events.layer_norm.weight)
         config, frames = self.config, torch.arange(start, stop)
         if config.mapping == "released":

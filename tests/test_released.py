@@ -367,6 +367,19 @@ def test_tampered_weights_folder(original, tmp_path, spoil, reason):
         load_part(path, original.keyframe)
 
 
+def test_a_loaded_part_takes_the_place_of_what_was_there(tmp_path):
+    """Without memory of its own before, and training it leaves the file alone."""
+    path, given = tmp_path / "part.safetensors", torch.nn.Linear(3, 2)
+    save_part(path, given.state_dict(), half=False)
+    before = path.read_bytes()
+    with torch.device("meta"):
+        part = torch.nn.Linear(3, 2).requires_grad_(False)
+    load_part(path, part)
+    assert part.weight.equal(given.weight) and not part.weight.requires_grad
+    part.weight += 1
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("change, reason", [
     (lambda c: c.pop("interp_audio"), "missing field 'interp_audio'"),
     (lambda c: c["interp_audio"].pop("speech"), "interp_audio: missing field 'speech'"),
