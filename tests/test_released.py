@@ -348,7 +348,7 @@ def test_wrong_files(original, published, tmp_path, capsys, kind):
         released.convert(folder, tmp_path / "out", config=small())
     assert "\n" not in str(caught.value)
     assert "code was run" not in capsys.readouterr().out
-    with pytest.raises(InputError, match="config.json: missing"):  # half converted is not used
+    with pytest.raises(InputError, match="holds neither a config"):  # half converted is no folder
         KeyFace.load(tmp_path / "out")
 
 
