@@ -348,7 +348,7 @@ def test_wrong_files(original, published, tmp_path, capsys, kind):
         released.convert(folder, tmp_path / "out", config=small())
     assert "\n" not in str(caught.value)
     assert "code was run" not in capsys.readouterr().out
-    with pytest.raises(InputError, match="holds neither a config"):  # half converted is no folder
+    with pytest.raises(InputError, match="config.json"):  # half converted is not used
         KeyFace.load(tmp_path / "out")
 
 
