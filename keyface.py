@@ -22,7 +22,7 @@ import diffusion
 from audio import AudioConfig, AudioEncoder
 from checkpoint import fitting, load_config, load_part
 from emotion import emotion_curve
-from media import FRAME_SAMPLES, InputError, read_audio, read_image
+from media import InputError, frame_count, read_audio, read_image
 from unet import UNet, UNetConfig, sinusoid
 from vae import VAE, VAEConfig, perceptual
 
@@ -374,8 +374,7 @@ class KeyFace:
             raise InputError("id_guidance, audio_guidance and autoguidance must be finite numbers")
         image, audio = read_image(image, c.size), read_audio(audio)
 
-        plan = Plan(math.ceil(len(audio) / FRAME_SAMPLES), c.keyframe.spacing,
-                    c.keyframe.frames, c.dummy_first)
+        plan = Plan(frame_count(len(audio)), c.keyframe.spacing, c.keyframe.frames, c.dummy_first)
         if not 0 <= start < plan.total:
             raise InputError(f"start: {start} is no frame of a film of {plan.total}")
         curve = torch.from_numpy(emotion_curve(emotion, plan.padded)).to(self.device)  # (frames, 2)
@@ -439,7 +438,8 @@ class KeyFace:
                 if group > 0:
                     latents = latents[1:]  # the group before has written its first frame
             begin = group * span + (group > 0)
-            for part in latents[max(start - begin, 0):plan.total - begin].split(16):
-                images = self.vae.to_images(part).clamp(-1, 1)
-                yield from ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            for part in latents[:plan.total - begin].split(16):
+                images = ((self.vae.to_images(part).clamp(-1, 1) + 1) * 127.5).round().byte()
+                yield from images.permute(0, 2, 3, 1).cpu().numpy()[max(start - begin, 0):]
+                begin += len(part)
             current = following

@@ -349,7 +349,7 @@ def test_an_hour_starts_at_once_and_stays_in_step():
     double.drawn.clear()
     frames, reports = double.film(TINY, steps=1, start=3540 * 25)
     assert sum(1 for _ in frames) == 60 * 25 and reports[-1] == ("frames", 6923, 6923)
-    assert np.rint(double.drawn).tolist() == list(range(3540 * 25, 3600 * 25))
+    assert np.rint(double.drawn[-60 * 25:]).tolist() == list(range(3540 * 25, 3600 * 25))
     assert double.largest_error < 0.1
 
 
