@@ -167,13 +167,13 @@ def small() -> Config:
     sizes = {"model_channels": 64, "channel_mult": (1, 2), "num_res_blocks": 1,
              "attention_resolutions": (1, 2)}
     stage = {"latent_shape": (4, 16, 16), "audio_dim": AudioConfig.tiny().width}
-    config = Config.full()
+    config, hearing = Config.full(), replace(AudioConfig.tiny(), mapping="released")
     return replace(
         config, size=128, vae=VAEConfig(ch=32, ch_mult=(1, 2, 2, 2), num_res_blocks=1),
         keyframe=replace(config.keyframe, unet=UNetConfig(**sizes), **stage),
         interp=replace(config.interp, **stage,
                        unet=UNetConfig(in_channels=9, emotion_dim=0, **sizes)),
-        audio=replace(AudioConfig.tiny(), mapping="released"))
+        audio=hearing, interp_audio=replace(hearing, speech="wav2vec2"))
 
 
 def main() -> None:
