@@ -94,7 +94,8 @@ class ToySource:
 
     def clip(self, index: int) -> "ToyClip":
         from toy import world  # the only place outside toy/ that knows it
-        return ToyClip(world, world.make_clip(index, self.split, self.seconds), self.size)
+        kind = world.kind_of(index) if self.split == "train" else None
+        return ToyClip(world, world.make_clip(index, self.split, self.seconds, kind), self.size)
 
 
 class ToyClip:

@@ -23,16 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch import multiprocessing as mp
 
-from checkpoint import (
-    code_version,
-    header_config,
-    load_config,
-    load_part,
-    load_state,
-    save_config,
-    save_part,
-    save_state,
-)
+import checkpoint
 from data import FROZEN, Windows, load_frozen, open_source, prepare
 from diffusion import latent_loss, sample, schedule
 from figures import load_metrics, save_grid, save_metrics
@@ -108,10 +99,11 @@ def assemble(args: argparse.Namespace) -> None:
             with replacing(args.out / f"{name}.safetensors") as temporary:
                 shutil.copyfile(source / f"{name}.safetensors", temporary)
     if (source / "config.json").exists():
-        config = load_config(Config, source)
+        config = checkpoint.load_config(Config, source)
     else:
-        config = replace(Config.tiny(), vae=header_config(VAEConfig, source / "vae.safetensors"))
-    save_config(config, args.out)
+        vae = checkpoint.header_config(VAEConfig, source / "vae.safetensors")
+        config = replace(Config.tiny(), vae=vae)
+    checkpoint.save_config(config, args.out)
 
 
 def begin(recipe: Recipe, args: argparse.Namespace) -> tuple[KeyFace, Stage, dict]:
@@ -124,18 +116,18 @@ def begin(recipe: Recipe, args: argparse.Namespace) -> tuple[KeyFace, Stage, dic
         path = args.out / f"{recipe.name}.state"
         if not path.exists():
             raise InputError(f"--resume: {path} does not exist")
-        state = load_state(path)
+        state = checkpoint.load_state(path)
         try:
             stage.load_state_dict(state["stage"])
         except (KeyError, RuntimeError, TypeError):
             raise InputError(f"--resume: {path} does not fit config.json") from None
         return model, stage, state
     if args.init and (args.init / f"{recipe.name}.safetensors").exists():
-        load_part(args.init / f"{recipe.name}.safetensors", stage)
+        checkpoint.load_part(args.init / f"{recipe.name}.safetensors", stage)
     elif stage.config.interpolation:
         given = [f for f in (args.init, args.out) if f and (f / "keyframe.safetensors").exists()]
         if given:
-            load_part(given[0] / "keyframe.safetensors", model.keyframe)
+            checkpoint.load_part(given[0] / "keyframe.safetensors", model.keyframe)
             init_from_keyframes(stage, model.keyframe)
     return model, stage, {}
 
@@ -285,7 +277,8 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
         ema.average = {k: v.to(device) for k, v in state["ema"].items()}
         rows = [row for row in load_metrics(csv_path) if row["step"] <= step]
     batch_size = max(1, args.batch // workers)
-    metadata = {"config": asdict(stage.config), "version": code_version(), "seed": args.seed}
+    metadata = {"config": asdict(stage.config), "version": checkpoint.code_version(),
+                "seed": args.seed}
     early_path = args.out / "interp_bad.safetensors"
     finished = state.get("finished", bool(  # weights to go on from have done the spatial half
         args.init and (args.init / f"{recipe.name}.safetensors").exists()))
@@ -297,7 +290,8 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
         return good
 
     def save_average(path: Path) -> None:
-        save_part(path, ema.average, step=step, minutes=round(seconds / 60, 1), **metadata)
+        checkpoint.save_part(path, ema.average, step=step, minutes=round(seconds / 60, 1),
+                             **metadata)
 
     began, losses = time.monotonic(), []
     reported = saved = shown = 0.0  # seconds
@@ -313,7 +307,7 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
         images = progress < recipe.images and not finished
         if rank == 0 and step > saved_step and (done or stopping or now - saved > SAVE_EVERY):
             save_average(args.out / f"{recipe.name}.safetensors")
-            save_state(args.out / f"{recipe.name}.state", {
+            checkpoint.save_state(args.out / f"{recipe.name}.state", {
                 "stage": stage.state_dict(), "ema": ema.average, "step": step,
                 "optimizer": optimizer.state_dict(), "seconds": seconds, "finished": finished})
             saved, saved_step = time.monotonic() - began, step

@@ -24,9 +24,8 @@ from audio import MARGIN, AudioConfig, AudioEncoder, cut, fbank, speech_view
 from checkpoint import load_part, save_part
 from media import FRAME_SAMPLES, SAMPLE_RATE
 from toy.faces import STATE
-from toy.vocalisations import KINDS
 from toy.voices import PHONEMES, VISEME_CLASSES
-from toy.world import EVENTS, Clip, make_clip
+from toy.world import EVENTS, Clip, kind_of, make_clip
 
 LR, EAR_LR, AGAIN_LR, WARM_UP = 4e-3, 8e-3, 2.5e-3, 60
 MINUTES, EAR_MINUTES = {"wavlm": 25, "beats": 12}, 1
@@ -36,11 +35,6 @@ OFFSETS = (-4, -2, 0, 2, 4)  # of the phonemes that a token is to know, in token
 LIPS = [STATE.index(name) for name in ("jaw", "width", "rounding", "bite", "tongue")]
 SHUT = .05  # of the jaw: closed lips
 GESTURE = [STATE.index(name) for name in ("jaw", "cheek", "eye_open", "brow_height", "head_y")]
-
-
-def kind_of(seed: int) -> str | None:
-    """Every fifth clip holds one vocalisation only: in the ordinary mix they are rare."""
-    return KINDS[seed // 5 % len(KINDS)] if seed % 5 == 0 else None
 
 
 def chunk_of(clip: Clip, rng: np.random.Generator, n: int) -> tuple[Tensor, ...]:
