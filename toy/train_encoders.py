@@ -220,17 +220,19 @@ def main() -> None:
                         "two (default: 25 for WavLM, 12 for BEATs)")
     parser.add_argument("--clips", type=int, default=3600,
                         help="clips of 10 s to train on, 0.05 s each to make")
+    parser.add_argument("--seed", type=int, default=0, help="of the first clip; the next has the "
+                        "next")
     parser.add_argument("--part", choices=("wavlm", "beats"), help="train only this one")
     parser.add_argument("--init", type=Path, help="folder of encoders to go on from")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
     args = parser.parse_args()
-    torch.manual_seed(0)
+    torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     config = AudioConfig.tiny()
     encoder = AudioEncoder(config)
 
     clips = []
-    for seed in range(args.clips):
+    for seed in range(args.seed, args.seed + args.clips):
         clips.append(make_clip(seed, "train", 10, kind_of(seed)))
         clips[-1].wave = clips[-1].wave.astype(np.float16)  # half the memory
     print(f"{args.clips} clips in {time.process_time():.0f} s", flush=True)
