@@ -79,6 +79,9 @@ class AudioConfig:
         # Chunks, and the used parts of them, must consist of whole time patches of BEATs, 4 frames.
         if self.chunk_frames % 4 or self.overlap_frames not in range(0, self.chunk_frames, 8):
             raise ValueError("audio: chunk_frames must divide by 4, overlap_frames (fewer) by 8")
+        far = self.wavlm.max_bucket_distance, self.beats.max_distance
+        if any(d <= e.num_buckets // 4 for d, e in zip(far, (self.wavlm, self.beats))):
+            raise ValueError("audio: max_bucket_distance, max_distance must exceed num_buckets / 4")
 
     @property
     def width(self) -> int:

@@ -23,25 +23,33 @@ from vae import VAE, brightness_error
 
 T = TypeVar("T")
 LARGEST = 10**6             # number that makes sense in a config
+# Least and largest where others would crash, or end in values that are not finite.
+BOUNDS = {
+    "sigma_max": (0.003, LARGEST), "p_mean": (-5, 5), "p_std": (0, 5), "lambda_lower": (0, LARGEST),
+    "pixel_weight": (0, LARGEST), "drop_identity": (0, 1), "drop_audio": (0, 1),
+    "scale_factor": (1e-6, LARGEST), "latent_std": (1e-6, LARGEST), "emotion_dim": (0, LARGEST),
+    "overlap_frames": (0, LARGEST),
+    **dict.fromkeys(("id_guidance", "audio_guidance", "autoguidance"), (-100, 100))}
 
 
-def _value(hint: object, value: object, where: str) -> object:
-    """A JSON value, checked against a field's annotation. Raises InputError."""
+def _value(hint: object, value: object, name: str, where: str) -> object:
+    """A JSON value, checked against a field's annotation and name. Raises InputError."""
     if type(None) in get_args(hint):                        # "X | None"
         if value is None:
             return None
         hint = get_args(hint)[0]
     if is_dataclass(hint):
-        return from_dict(hint, value, where)
+        return from_dict(hint, value, f"{where}: {name}")
     if get_args(hint) and isinstance(value, list):          # tuple[X, ...]
-        return tuple(_value(get_args(hint)[0], each, where) for each in value)
+        return tuple(_value(get_args(hint)[0], each, name, where) for each in value)
     fits = type(value) is hint or (hint is float and type(value) is int)
-    if hint in (int, float):                                # sizes and counts are not negative
-        fits = fits and (0 if hint is int else -LARGEST) <= value <= LARGEST      # nor is NaN
+    kind = {int: "whole number", float: "number", bool: "true or false", str: "string"}.get(
+        hint, "list")
+    if hint in (int, float):
+        low, high = BOUNDS.get(name, (1 if hint is int else -LARGEST, LARGEST))
+        fits, kind = fits and low <= value <= high, f"{kind} from {low} to {high}"  # nor is it NaN
     if not fits:
-        name = {int: "whole number from 0", float: "number", bool: "true or false",
-                str: "string"}.get(hint, "list")
-        raise InputError(f"{where}: {json.dumps(value)[:40]} does not fit; {name} expected")
+        raise InputError(f"{where}: {name}: {json.dumps(value)[:40]} does not fit; {kind} expected")
     return value
 
 
@@ -58,7 +66,7 @@ def from_dict(cls: type[T], values: dict, where: str) -> T:
                              "this version")
     result = {}
     for name, value in values.items():
-        result[name] = _value(hints[name], value, f"{where}: {name}")
+        result[name] = _value(hints[name], value, name, where)
     return cls(**result)
 
 

@@ -77,6 +77,8 @@ class Config:
         fits = {"latent_shape": a.latent_shape == b.latent_shape == latent,
                 "audio_dim": a.audio_dim == b.audio_dim == self.audio.width,
                 "frames": b.frames == a.spacing + 1 > 1 < a.frames,
+                "num_head_channels": not any(s.unet.model_channels % s.unet.num_head_channels
+                                             for s in (a, b)),
                 "latent_mean": {len(m) for m in (v.latent_mean, v.latent_std) if m} <= {latent[0]}}
         if not all(fits.values()):
             raise ValueError(f"{min(fits, key=fits.get)} does not fit the other fields")
