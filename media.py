@@ -9,6 +9,7 @@ import argparse
 import errno
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -202,7 +203,7 @@ def check_output(path: Path | str, endings: tuple[str, ...], option: str) -> Pat
     return path
 
 
-_unfinished: set[str] = set()       # temporary folders, for an end by signal
+_unfinished: set[Path] = set()      # temporary folders, for an end by signal
 
 
 @contextmanager
@@ -211,19 +212,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises OSError that names `path`.
     """
+    folder = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    _unfinished.add(folder)         # before it is there: a signal may come at any time
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            _unfinished.add(folder)
-            try:
-                temporary = Path(folder) / path.name
-                yield temporary
-                os.replace(temporary, path)
-            finally:
-                _unfinished.discard(folder)
+        folder.mkdir(0o700)
+        yield folder / path.name
+        os.replace(folder / path.name, path)
     except OSError as error:
         if not error.strerror:                      # not the system's: it says already what failed
             raise
         raise OSError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unfinished.discard(folder)
 
 
 def write_video(path: Path | str, frames: Iterable[np.ndarray], wave: np.ndarray,

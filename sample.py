@@ -6,12 +6,17 @@ The work is done by `keyface.KeyFace.animate`; here is what stands around it.
 """
 
 import argparse
-import math
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+
+if __name__ == "__main__":      # until `media.run`: the imports below may take a second
+    for each in signal.SIGINT, signal.SIGTERM:
+        signal.signal(each, lambda number, _: os._exit(128 + number))
 
 import numpy as np
 from tqdm import tqdm
@@ -29,14 +34,11 @@ WEIGHTS = HERE / "weights" / "tiny"
 def number(kind: type, low: float, high: float) -> Callable[[str], float]:
     """An argument type: an int or a float within bounds."""
     def convert(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:                        # NaN fails, too
-            name = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f'"{text}" is no {name} from {low} to {high}')
-        return value
+        with suppress(ValueError):
+            if low <= (value := kind(text)) <= high:        # not so for NaN
+                return value
+        name = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f'"{text}" is no {name} from {low} to {high}')
     return convert
 
 

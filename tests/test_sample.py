@@ -410,6 +410,22 @@ sys.exit(media.run(lambda argv: media.write_video("film.mp4", frames(), np.zeros
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("number, module", [(signal.SIGINT, "numpy.version"),
+                                            (signal.SIGTERM, "torch.version")])
+def test_signals_during_imports_leave_no_traceback(tmp_path, number, module):
+    """A whole run, interrupted when it has imported `module` and goes on to what needs that."""
+    with subprocess.Popen([sys.executable, "-X", "importtime", ROOT / "sample.py"], cwd=tmp_path,
+                          stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.split()[-1] == module:
+                break
+        process.send_signal(number)
+        rest = process.communicate(timeout=10)[1]
+    assert process.returncode == 128 + number
+    assert "Traceback" not in rest
+    assert not list(tmp_path.rglob("*.*"))
+
+
 def test_help_and_mistakes_are_quick_to_answer():
     """Whole runs: neither waits for torch."""
     began = time.monotonic()
