@@ -126,6 +126,18 @@ def check_names(path: Path, module: nn.Module, shapes: dict[str, tuple[int, ...]
                      f"{'; '.join(problems[:5])}{more}")
 
 
+def check_values(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Raises InputError where a tensor of the file `path`, under the module's name, is not finite,
+    or whole numbers where the module's are not."""
+    expected = module.state_dict()
+    for name, value in tensors.items():
+        if value.is_floating_point() != expected[name].is_floating_point():
+            raise InputError(f"{path}: {name} holds {value.dtype}; get the file again")
+        if not value.isfinite().all():
+            raise InputError(f"{path}: {name} holds values that are not finite; train or get it "
+                             "again")
+
+
 def load_part(path: str | Path, module: nn.Module, device: str | torch.device = "cpu",
               others: dict[str, nn.Module] | None = None) -> None:
     """Loads a safetensors file into `module`, straight to `device`: its tensors take the place of
@@ -136,7 +148,6 @@ def load_part(path: str | Path, module: nn.Module, device: str | torch.device = 
     if not path.is_file():
         raise InputError(f"{path}: missing from the weights folder")
     keep = torch.device(device).type != "cpu" and torch.bfloat16
-    expected = module.state_dict()
     try:
         with safe_open(path, "pt", str(device)) as file:
             names = file.keys()
@@ -147,12 +158,7 @@ def load_part(path: str | Path, module: nn.Module, device: str | torch.device = 
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: damaged or not a safetensors file ({error}); "
                          "get it again") from None
-    for name, value in tensors.items():
-        if value.is_floating_point() != expected[name].is_floating_point():
-            raise InputError(f"{path}: {name} holds {value.dtype}; get the file again")
-        if not value.isfinite().all():
-            raise InputError(f"{path}: {name} holds values that are not finite; train or get it "
-                             "again")
+    check_values(path, module, tensors)
     module.load_state_dict(tensors, assign=True)
 
 

@@ -22,7 +22,7 @@ from huggingface_hub import constants, errors, hf_hub_download, model_info
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from checkpoint import check_names, save_config, save_part
+from checkpoint import check_names, check_values, save_config, save_part
 from keyface import Config, KeyFace
 from media import InputError, Parser, run
 
@@ -306,7 +306,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def check_stage(part: str, path: Path, published: dict[str, Tensor]) -> None:
-    """Raises InputError, with both names, where one stage's checkpoint stands for the other's."""
+    """Raises InputError, with both names, where a stage's checkpoint stands for another part."""
     for stage, mark in MARKS.items():
         if any(name.endswith(mark) for name in published) and not part.startswith(stage):
             raise InputError(f"{path}: a checkpoint of {stage} stands where one of {part} belongs; "
@@ -335,8 +335,7 @@ def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
     for part, module in model.parts().items():
         path = files[part]
         published = read(path)
-        if part in NETWORKS:
-            check_stage(part, path, published)
+        check_stage(part, path, published)
         tensors = autoencoder(published) if part == "vae" else renamed(part, published)
         if part == "keyframe":
             names = [name for name in published if "first_stage_model.decoder." in name]
@@ -346,6 +345,7 @@ def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
         elif part == "interp_bad":
             tensors |= projection  # the bad network is told what the good one is
         check_names(path, module, {name: tuple(v.shape) for name, v in tensors.items()})
+        check_values(path, module, tensors)
         surplus = {re.sub(r"^_forward_module\.", "", name).split(".")[0]
                    for name in published if not renamed(part, {name: None})}
         if surplus:

@@ -325,6 +325,12 @@ WRONG = {
     "surplus": (edit(KEYFRAME, lambda t: t.update(new=torch.ones(1))), "new does not belong"),
     "misshapen": (edit(KEYFRAME, lambda t: t.update({OFFICIAL + "0.bias": torch.ones(3)})),
                   r"unet.time_embed.0.bias is \(3,\), not \(32,\)"),
+    "of a stage, for the ears": (swap("checkpoints/WavLM-Base+.pt", INTERP),
+                                 "a checkpoint of interp stands where one of wavlm belongs"),
+    "not finite": (edit(KEYFRAME, lambda t: t[OFFICIAL + "0.bias"].fill_(torch.nan)),
+                   "keyframe.pt: unet.time_embed.0.bias holds values that are not finite"),
+    "whole numbers": (edit(INTERP, lambda t: t.update({OFFICIAL + "0.bias": torch.ones(
+        32, dtype=torch.int)})), "interpolation.pt: unet.time_embed.0.bias holds torch.int32"),
     "no shared decoder": (edit(VAE_FILE, lambda t: t["decoder.conv_out.weight"].mul_(2)),
                           "not the autoencoder that .*keyframe.pt was trained with"),
     "another autoencoder": (edit(VAE_FILE, lambda t: t.update(
