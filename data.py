@@ -21,10 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch import multiprocessing as mp
 
-from checkpoint import load_config, load_part
+from checkpoint import fitting, header_config, load_config, load_part
 from emotion import emotion_curve
 from keyface import Config, KeyFace, StageConfig
 from media import FRAME_SAMPLES, InputError, read_audio, read_video
+from vae import VAEConfig
 
 
 class Recording(Protocol):
@@ -115,14 +116,38 @@ def open_source(data: str | None, split: str, size: int) -> FolderSource | ToySo
     return FolderSource(data, split, size) if data else ToySource(split, size)
 
 
-FROZEN = ("vae", "wavlm", "beats")
+# ---- frozen parts -----------------------------------------------------------------------------
+
+
+def frozen_parts(config: Config) -> list[str]:
+    """Names of what training leaves as it is: autoencoder and encoders."""
+    return ["vae", "wavlm", "beats"] + ["wav2vec2"] * (config.interp_audio is not None)
+
+
+def find_frozen(folders: list[Path]) -> tuple[Path, Config]:
+    """The first of some weights folders that has all frozen parts, and its config; one that has
+    no config.json yet is tiny. Raises InputError, about the first, where there is none."""
+    problems = []
+    for folder in folders:
+        whole = (folder / "config.json").exists()
+        config = load_config(Config, folder) if whole else Config.tiny()
+        lacking = [name for name in frozen_parts(config)
+                   if not (folder / f"{name}.safetensors").exists()]
+        if not lacking:
+            if not whole:
+                config.vae = header_config(VAEConfig, folder / "vae.safetensors")
+            return folder, config
+        problems.append(f"{folder}: lacks {', '.join(lacking)} .safetensors; run python -m "
+                        "toy.train_vae and python -m toy.train_encoders first, or give --init")
+    raise InputError(problems[0])
 
 
 def load_frozen(folder: Path) -> KeyFace:
     """The model of a weights folder with its autoencoder and encoders; networks as initialised."""
-    model = KeyFace(load_config(Config, folder))
+    with fitting(folder / "config.json"):
+        model = KeyFace(load_config(Config, folder).check())
     parts = model.parts()
-    for name in FROZEN:
+    for name in frozen_parts(model.config):
         load_part(folder / f"{name}.safetensors", parts[name])
         parts[name].eval().requires_grad_(False)
     return model
@@ -220,7 +245,7 @@ def prepare(cache: Path, source: FolderSource | ToySource, weights: Path, stage:
     hearing = (stage.interpolation and config.interp_audio) or config.audio
     made_with = hashlib.sha256(repr((vars(source), config.vae, hearing, stage.frames,
                                      stage.spacing, seed, per_clip, first)).encode())
-    for name in FROZEN:
+    for name in frozen_parts(config):
         made_with.update((weights / f"{name}.safetensors").read_bytes())
     kind = "interp" if stage.interpolation else "keyframe"
     path = cache / f"{kind}-{source.split}-{count}-{made_with.hexdigest()[:12]}.safetensors"

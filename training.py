@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from torch import multiprocessing as mp
 
 import checkpoint
-from data import FROZEN, Windows, load_frozen, open_source, prepare
+from data import Windows, find_frozen, frozen_parts, load_frozen, open_source, prepare
 from diffusion import latent_loss, sample, schedule
 from figures import load_metrics, save_grid, save_metrics
-from keyface import Conditions, Config, KeyFace, Stage, guided_keyframes, guided_segments
+from keyface import Conditions, KeyFace, Stage, guided_keyframes, guided_segments
 from media import InputError, Parser, replacing
-from vae import VAEConfig
 
 SHIPPED = Path(__file__).parent / "weights" / "tiny"
 SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 60, 600  # seconds
@@ -88,21 +87,11 @@ def assemble(args: argparse.Namespace) -> None:
         raise InputError(f"--out {args.out}: {error.strerror}; name a folder") from None
     if args.resume:
         return
-    folders = [args.init] if args.init else [args.out, SHIPPED]
-    complete = [f for f in folders if all((f / f"{n}.safetensors").exists() for n in FROZEN)]
-    if not complete:
-        raise InputError(f"{folders[0]}: lacks {', '.join(FROZEN)} .safetensors; run python -m "
-                         "toy.train_vae and python -m toy.train_encoders first, or give --init")
-    source = complete[0]
-    for name in FROZEN:
+    source, config = find_frozen([args.init] if args.init else [args.out, SHIPPED])
+    for name in frozen_parts(config):
         if source.resolve() != args.out.resolve():
             with replacing(args.out / f"{name}.safetensors") as temporary:
                 shutil.copyfile(source / f"{name}.safetensors", temporary)
-    if (source / "config.json").exists():
-        config = checkpoint.load_config(Config, source)
-    else:
-        vae = checkpoint.header_config(VAEConfig, source / "vae.safetensors")
-        config = replace(Config.tiny(), vae=vae)
     checkpoint.save_config(config, args.out)
 
 

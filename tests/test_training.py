@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import checkpoint
 import training
-from checkpoint import load_metadata, load_part, load_state, save_config, save_part
-from data import FROZEN, FolderSource, Windows, make_windows, open_source, prepare
+from checkpoint import load_config, load_metadata, load_part, load_state, save_config, save_part
+from data import FolderSource, Windows, frozen_parts, make_windows, open_source, prepare
 from keyface import Config, KeyFace, Stage
 from media import InputError, write_video
 from unet import UNetConfig
@@ -36,11 +37,11 @@ def frozen(tmp_path_factory) -> Path:
     small = {"model_channels": 16, "num_groups": 4, "num_head_channels": 16, "context_dim": 24}
     config = replace(
         tiny, keyframe=replace(tiny.keyframe, frames=4, unet=UNetConfig.tiny(**small)),
-        interp=replace(tiny.interp, frames=4,
+        interp=replace(tiny.interp,
                        unet=UNetConfig.tiny(in_channels=9, emotion_dim=0, **small)))
     torch.manual_seed(0)
     model = KeyFace(config)
-    for name in FROZEN:
+    for name in frozen_parts(config):
         save_part(folder / f"{name}.safetensors", model.parts()[name].state_dict())
     save_config(config, folder)
     return folder
@@ -133,7 +134,7 @@ def test_resume_without_a_state_or_with_another_config_is_refused(frozen, tmp_pa
     args = Namespace(out=out, init=None, resume=True, seed=0)
     with pytest.raises(InputError, match="keyframe.state does not exist"):
         training.begin(KEYFRAME, args)
-    training.save_state(out / "keyframe.state", {"stage": {"a": torch.zeros(1)}})
+    checkpoint.save_state(out / "keyframe.state", {"stage": {"a": torch.zeros(1)}})
     with pytest.raises(InputError, match="does not fit config.json"):
         training.begin(KEYFRAME, args)
     with pytest.raises(InputError, match="lacks vae, wavlm, beats"):
@@ -205,10 +206,37 @@ def test_folders_that_cannot_be_used(frozen, tmp_path):
     source = FolderSource(folder, "test", 64)
     with pytest.raises(InputError, match="0.csv: a row a frame is expected"):
         source.clip(0)
-    config = training.load_config(Config, frozen).keyframe
+    config = load_config(Config, frozen).keyframe
     with pytest.raises(InputError, match="no train video is as long as a window, 40 frames"):
         prepare(tmp_path / "cache", FolderSource(folder, "train", 64), frozen, config, 1, workers=1)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_interpolation_hears_with_an_encoder_of_its_own(frozen, tmp_path):
+    """The released way: wav2vec2 beside the same BEATs, frozen, too."""
+    init, out = copy(frozen, tmp_path / "init"), tmp_path / "out"
+    config = load_config(Config, init)
+    config.interp_audio = replace(config.audio, speech="wav2vec2", mapping="released")
+    save_config(config, init)
+    args = Namespace(out=out, init=init, resume=False, seed=0)
+    with pytest.raises(InputError, match="init: lacks wav2vec2 .safetensors"):
+        training.assemble(args)
+    torch.manual_seed(1)
+    speech = KeyFace(config).interp_audio.speech.state_dict()
+    save_part(init / "wav2vec2.safetensors", speech, half=False)
+    training.assemble(args)
+    recipe = replace(KEYFRAME, name="interp")
+    model, stage, _ = training.begin(recipe, args)
+    loaded = model.interp_audio.speech.state_dict()
+    assert all(value.equal(loaded[name]) for name, value in speech.items())
+    assert model.interp_audio.events is model.audio.events
+
+    source = FolderSource(films(tmp_path, [30, 30]), "train", 64)
+    made = make_windows(source, model, stage.config, [0], seed=0, per_clip=1)
+    times = (made["mood"][0, :, 0] * 100).round().long()
+    tokens = model.interp_audio(torch.from_numpy(source.clip(0).wave))
+    assert torch.allclose(made["tokens"][0].float(), tokens[times], atol=5e-3)
+    assert train(out, 1, recipe)["step"] == 1
 
 
 def test_sigterm_saves_and_leaves(frozen, tmp_path):
