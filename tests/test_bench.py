@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bench.hour import in_step
 from bench.real_speech import loudness, p_value, pooled, turned
 from media import FRAME_SAMPLES, SAMPLE_RATE
 
@@ -50,3 +51,11 @@ def test_loudness_is_that_of_the_frame_and_of_vowels():
     assert curve[6] == pytest.approx(curve[8], rel=0.05) and curve[12:].max() < 0.1
     assert loudness(0.01 * tone) == pytest.approx(loudness(tone))        # of any level
     assert not loudness(np.zeros(16000, np.float32)).any()
+
+
+def test_minutes_of_an_hour_that_are_in_step_and_late():
+    rng = np.random.default_rng(3)
+    first, last = slow(rng, 1500), slow(rng, 1500)
+    rows = in_step([first + 0.3 * slow(rng, 1500), np.roll(last, 3)], [first, last])
+    assert rows[0, 0] > 0.9 and rows[0, 2] == 0 and abs(rows[:, 1]).max() < 0.3
+    assert rows[1, 0] < 0.9 and rows[1, 2] == 3
