@@ -11,8 +11,9 @@ in [-1, 1], sound 16 kHz mono.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Config:
     interp: StageConfig = field(default_factory=lambda: StageConfig(
         unet=UNetConfig(in_channels=9, emotion_dim=0), interpolation=True, spacing=1,
         lambda_lower=2.0, pixel_weight=0.0))
-    vae: VAEConfig = field(default_factory=VAEConfig.full)
+    vae: VAEConfig = field(default_factory=VAEConfig)
     audio: AudioConfig = field(default_factory=AudioConfig.full)
     # Of interpolation, another kind of speech encoder beside the same BEATs; None: hears the same.
     interp_audio: AudioConfig | None = field(default_factory=lambda: AudioConfig.full("wav2vec2"))
@@ -85,10 +86,6 @@ class Config:
         return self
 
     @staticmethod
-    def full() -> "Config":
-        return Config()
-
-    @staticmethod
     def tiny() -> "Config":
         """64 x 64 pixels, 2.4 million parameters a stage: trained in an hour on two CPU cores."""
         common = {"audio_dim": 128, "latent_shape": (4, 16, 16), "condition_scale": 1.0,
@@ -106,8 +103,7 @@ class Config:
 # ---- the two models ---------------------------------------------------------------------------
 
 
-@dataclass
-class Conditions:
+class Conditions(NamedTuple):
     """What a model is told about B clips."""
 
     concat: Tensor  # identity latents (B, C, h, w), or both end latents (B, 2C, h, w)
@@ -116,18 +112,17 @@ class Conditions:
 
     @staticmethod
     def stack(parts: list["Conditions"]) -> "Conditions":
-        emotion = None if parts[0].emotion is None else torch.cat([p.emotion for p in parts])
-        return Conditions(torch.cat([p.concat for p in parts]),
-                          torch.cat([p.context for p in parts]), emotion)
+        return Conditions(*(None if c[0] is None else torch.cat(c) for c in zip(*parts)))
 
     def part(self, s: slice) -> "Conditions":
         """The same of some of the clips; without emotion."""
         return Conditions(self.concat[s], self.context[s], None)
 
-    def without(self, identity: bool = False, audio: bool = False) -> "Conditions":
-        """The same with the identity or the audio dropped, that is, zero."""
-        return replace(self, concat=self.concat * (not identity),
-                       context=self.context * (not audio))
+    def keep(self, identity: Tensor, audio: Tensor) -> "Conditions":
+        """The same with the identity and the audio of clips dropped where these (B,) are 0, not 1.
+        Dropped means zero after the embedder: zero tokens, not the bias of the linear layer."""
+        return self._replace(concat=self.concat * identity[:, None, None, None],
+                             context=self.context * audio[:, None, None])
 
 
 class Stage(nn.Module):
@@ -141,24 +136,15 @@ class Stage(nn.Module):
         if config.interpolation:
             self.learned_mask = nn.Parameter(torch.zeros(config.latent_shape))
 
-    def conditions(self, latents: Tensor, audio: Tensor, valence: Tensor | None = None,
-                   arousal: Tensor | None = None, keep_identity: Tensor | None = None,
-                   keep_audio: Tensor | None = None) -> Conditions:
+    def conditions(self, latents: Tensor, audio: Tensor, mood: Tensor | None = None) -> Conditions:
         """Embeds what is known. latents: identity (B, C, h, w), or start and end (B, 2, C, h, w);
-        audio (B, T, 2, D); valence and arousal (B, T) in [-1, 1]; keep_* (B,) of 0 and 1 for
-        dropping in training."""
+        audio (B, T, 2, D); mood, for keyframes, valence and arousal (B, T, 2) in [-1, 1]."""
         concat = latents.flatten(1, -3) * self.config.condition_scale  # (B, C or 2C, h, w)
         context = self.audio_proj(audio.mean(dim=2).to(self.audio_proj.weight))  # (B, T, width)
-        # Dropped means zero after the embedder: zero tokens, not the bias of the linear layer.
-        if keep_identity is not None:
-            concat = concat * keep_identity[:, None, None, None]
-        if keep_audio is not None:
-            context = context * keep_audio[:, None, None]
         emotion = None
         if self.config.unet.emotion_dim:
-            width = self.config.unet.emotion_dim // 2
-            emotion = torch.cat([sinusoid(valence, width), sinusoid(arousal, width)], dim=-1)
-            emotion = emotion.flatten(0, 1).to(context)  # (B*T, emotion width)
+            emotion = sinusoid(mood, self.config.unet.emotion_dim // 2)  # (B, T, 2, half the width)
+            emotion = emotion.flatten(2).flatten(0, 1).to(context)  # (B*T, emotion width)
         return Conditions(concat, context, emotion)
 
     def attach(self, x: Tensor, concat: Tensor) -> Tensor:
@@ -188,8 +174,8 @@ class Stage(nn.Module):
                         conditions.context, conditions.emotion, None if images else t)
         return c_skip * x + c_out * out.unflatten(0, (b, t))
 
-    def loss(self, vae: VAE, target: Tensor, latents: Tensor, audio: Tensor, valence: Tensor | None,
-             arousal: Tensor | None, original: Tensor, frame: int, images: bool = False,
+    def loss(self, vae: VAE, target: Tensor, latents: Tensor, audio: Tensor, mood: Tensor | None,
+             original: Tensor, frame: int, images: bool = False,
              pixel_rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """The whole training objective (paper: losses).
 
@@ -201,7 +187,7 @@ class Stage(nn.Module):
         sigma = diffusion.draw_sigma(torch.randn(b, device=target.device), c.p_mean, c.p_std)
         keep_identity = (torch.rand(b, device=target.device) >= c.drop_identity).to(target.dtype)
         keep_audio = (torch.rand(b, device=target.device) >= c.drop_audio).to(target.dtype)
-        known = self.conditions(latents, audio, valence, arousal, keep_identity, keep_audio)
+        known = self.conditions(latents, audio, mood).keep(keep_identity, keep_audio)
         noisy = target + sigma.view(b, 1, 1, 1, 1) * torch.randn_like(target)
         denoised = self.denoise(noisy, sigma, known, images)
         latent = diffusion.latent_loss(denoised, target, sigma, c.lambda_lower).mean()
@@ -213,20 +199,24 @@ class Stage(nn.Module):
         return latent, c.pixel_weight * (diffusion.pixel_loss(decoded, original, sigma) + distance)
 
 
-def guidance_batch(known: Conditions, nothing: Conditions | None = None) -> Conditions:
-    """What the evaluations of keyframe guidance are told: [neither, identity, both]."""
-    nothing = nothing or known.without(identity=True, audio=True)
-    return Conditions.stack([nothing, replace(known, context=nothing.context), known])
+def guidance_parts(known: Conditions, nothing: Conditions | None = None) -> list[Conditions]:
+    """What the evaluations of keyframe guidance are told: neither, identity, both."""
+    zero = known.context.new_zeros(1)
+    nothing = nothing or known.keep(zero, zero)
+    return [nothing, known._replace(context=nothing.context), known]
 
 
 def guided_keyframes(denoise: Callable, known: Conditions, id_guidance: float,
                      audio_guidance: float, nothing: Conditions | None = None,
-                     ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A denoiser (x, sigma) -> D with two-condition guidance, three evaluations in one batch."""
-    stacked = guidance_batch(known, nothing)
+                     batched: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
+    """A denoiser (x, sigma) -> D with two-condition guidance: three evaluations, `batched` or one
+    after the other."""
+    parts = guidance_parts(known, nothing)
+    parts = [Conditions.stack(parts)] if batched else parts
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
-        out = denoise(x.repeat(3, 1, 1, 1, 1), sigma.expand(3 * len(x)), stacked)
+        x = x.repeat(3 // len(parts), 1, 1, 1, 1)
+        out = torch.cat([denoise(x, sigma.expand(len(x)), part) for part in parts])
         return diffusion.guide_keyframes(out, id_guidance, audio_guidance)
 
     return guided
@@ -236,7 +226,7 @@ def guided_segments(denoise: Callable, known: Conditions, weight: float = 1.0,
                     bad: Callable | None = None, bad_known: Conditions | None = None,
                     batch: int = 4) -> Callable[[Tensor, Tensor], Tensor]:
     """A denoiser (x, sigma) -> D of segments with autoguidance, or plain where there is no bad
-    model; `batch` segments at a time: more is no faster on a CPU and does not fit on a GPU."""
+    model; `batch` segments at a time."""
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         parts = []
@@ -307,9 +297,9 @@ class KeyFace:
             ...  # uint8 (H, W, 3), 25 a second
     """
 
-    def __init__(self, config: Config, device: str = "cpu"):
-        self.config = config
-        self.device = torch.device(device)
+    def __init__(self, config: Config, device: str = "cpu", low_memory: bool = False):
+        self.config, self.size = config, config.size  # side of the generated image in pixels
+        self.device, self.low_memory = torch.device(device), low_memory
         self.keyframe = Stage(config.keyframe)
         self.interp = Stage(config.interp)
         self.interp_bad: Stage | None = Stage(config.interp)
@@ -319,29 +309,25 @@ class KeyFace:
             self.interp_audio = AudioEncoder(config.interp_audio)
             self.interp_audio.events = self.audio.events
 
-    @property
-    def size(self) -> int:
-        """Side of the generated image in pixels."""
-        return self.config.size
-
     @staticmethod
-    def load(folder: str | Path, device: str = "cpu") -> "KeyFace":
+    def load(folder: str | Path, device: str = "cpu", low_memory: bool = False) -> "KeyFace":
         """Reads a weights folder: config.json and one safetensors file a part; interp_bad may be
-        absent. "released", or a folder without config.json: see released.py. Raises InputError for
-        a missing, damaged or mismatched file."""
+        absent. "released", or a folder without config.json: see released.py. `low_memory`: parts
+        are on the device only while they work, and work on one clip or image at a time. Raises
+        InputError for a missing, damaged or mismatched file."""
         if str(folder) == "released" or any(Path(folder).glob("*")) and not (
                 Path(folder) / "config.json").exists():
             import released  # which imports this file
 
-            return released.load(folder, device)
+            return released.load(folder, device, low_memory)
         with torch.device("meta"), fitting(Path(folder) / "config.json"):
             # On no device yet: the weights bring their memory along.
-            model = KeyFace(load_config(Config, folder).check(), device)
+            model = KeyFace(load_config(Config, folder).check(), device, low_memory)
         if not (Path(folder) / "interp_bad.safetensors").exists():
             model.interp_bad = None
         for name, module in model.parts().items():
             load_part(Path(folder) / f"{name}.safetensors", module, model.device, model.parts())
-            module.eval().requires_grad_(False)
+            module.eval().requires_grad_(False).to("cpu" if low_memory else device)
         return model
 
     def parts(self) -> dict[str, nn.Module]:
@@ -350,6 +336,13 @@ class KeyFace:
                  "vae": self.vae, "wavlm": self.audio.speech, "beats": self.audio.events,
                  "wav2vec2": self.interp_audio.speech if self.config.interp_audio else None}
         return {name: module for name, module in parts.items() if module is not None}
+
+    def bring(self, *names: str) -> None:
+        """With `low_memory`, only these parts are on the device then, the others on the CPU."""
+        if self.low_memory:
+            parts = self.parts()
+            for name in sorted(parts, key=names.__contains__):  # first the others leave
+                parts[name].to(self.device if name in names else "cpu")
 
     @torch.no_grad()
     def animate(self, image: str | Path | np.ndarray, audio: str | Path | np.ndarray,
@@ -382,22 +375,26 @@ class KeyFace:
         curve = torch.from_numpy(emotion_curve(emotion, plan.padded)).to(self.device)  # (frames, 2)
         wave = torch.from_numpy(audio).to(self.device)
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
+        self.bring("vae")
         identity = self.vae.to_latents(pixels)  # (1, C, h, w)
         report = progress or (lambda *_: None)
+        few = 1 if self.low_memory else 4  # more at a time are no faster, and fill a GPU's memory
 
         def keyframes(window: int) -> Tensor:
             """Usable latents of one window, (14 or 13, C, h, w)."""
             frames = plan.window(window)
             first, last = frames[plan.dummy_first], frames[-1]
+            self.bring("wavlm", "beats")
             sound = self.audio.encode(wave, first, last + 1)[::plan.spacing]
             if plan.dummy_first:  # not as one range from frame 0, whose memory would grow with time
                 sound = torch.cat([self.audio.encode(wave, 0, 1), sound])
-            valence, arousal = curve[frames].T
-            known = self.keyframe.conditions(identity, sound[None], valence[None], arousal[None])
+            self.bring("keyframe")
+            known = self.keyframe.conditions(identity, sound[None], curve[frames][None])
             shape = (1, c.keyframe.frames, *identity.shape[1:])
             noise = diffusion.seeded_noise(seed, 0, window, shape)
             sigmas = diffusion.schedule(steps, c.keyframe.sigma_max)
-            guided = guided_keyframes(self.keyframe.denoise, known, id_guidance, audio_guidance)
+            guided = guided_keyframes(self.keyframe.denoise, known, id_guidance, audio_guidance,
+                                      batched=not self.low_memory)
             for i, x in enumerate(diffusion.sample(guided, noise.to(self.device), sigmas)):
                 done = window * (len(sigmas) - 1) + i + 1
                 report("keyframes", done, windows * (len(sigmas) - 1))
@@ -407,7 +404,9 @@ class KeyFace:
             """Latents of a group's frames, (frames, C, h, w), first and last keyframe included."""
             segments = plan.segments(group)
             first, last = segments[0][0], segments[-1][1]
+            self.bring("wav2vec2" if c.interp_audio else "wavlm", "beats")
             sound = self.interp_audio.encode(wave, first, last + 1)
+            self.bring("interp", "interp_bad")
             ends = torch.stack([keys[:-1], keys[1:]], dim=1)  # (segments, 2, C, h, w)
             tokens = torch.stack([sound[a - first:b - first + 1] for a, b in segments])
             known = self.interp.conditions(ends, tokens)
@@ -419,8 +418,8 @@ class KeyFace:
             sigmas = diffusion.schedule(steps, c.interp.sigma_max)
             steps_done = sum(len(plan.segments(g)) for g in range(group)) * (len(sigmas) - 1)
             after_step = diffusion.share_ends if c.average_shared else None
-            bad = self.interp_bad and self.interp_bad.denoise
-            guided = guided_segments(self.interp.denoise, known, autoguidance, bad, bad_known)
+            guided = guided_segments(self.interp.denoise, known, autoguidance,
+                                     self.interp_bad and self.interp_bad.denoise, bad_known, few)
             for i, x in enumerate(diffusion.sample(guided, noise, sigmas, after_step)):
                 done = steps_done + len(segments) * (i + 1)
                 report("frames", done, (plan.keyframes - 1) * (len(sigmas) - 1))
@@ -440,8 +439,9 @@ class KeyFace:
                 if group > 0:
                     latents = latents[1:]  # the group before has written its first frame
             begin = group * span + (group > 0)
-            for part in latents[:plan.total - begin].split(16):
-                images = ((self.vae.to_images(part).clamp(-1, 1) + 1) * 127.5).round().byte()
+            for part in latents[:plan.total - begin].split(few):
+                self.bring("vae")
+                images = ((self.vae.to_images(part) + 1) * 127.5).round().byte()
                 yield from images.permute(0, 2, 3, 1).cpu().numpy()[max(start - begin, 0):]
                 begin += len(part)
             current = following

@@ -269,8 +269,7 @@ def obtain(weights: str | Path) -> dict[str, Path]:
 
 def listing(weights: str | Path) -> str:
     """A line for each published file: whether it is here, its size, its use, and where it is."""
-    released = str(weights) == "released"
-    places = f"{FOLDER}, {constants.HF_HUB_CACHE}" if released else str(weights)
+    places = f"{FOLDER}, {constants.HF_HUB_CACHE}" if str(weights) == "released" else weights
     lines = [f"looked for in {places}"]
     for row in FILES:
         path = find(row, weights)
@@ -356,18 +355,19 @@ def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
         yield part, module, {k: v.to(model.device, dtype_here) for k, v in tensors.items()}
 
 
-def load(weights: str | Path, device: str = "cpu", config: Config | None = None) -> KeyFace:
+def load(weights: str | Path, device: str = "cpu", low_memory: bool = False,
+         config: Config | None = None) -> KeyFace:
     """The released model from the published files of a folder, or of "released"; from FOLDER, if
     they have been converted there. Networks are in bfloat16, on a CPU in float32."""
     if str(weights) == "released" and (FOLDER / "config.json").exists():
-        return KeyFace.load(FOLDER, device)
+        return KeyFace.load(FOLDER, device, low_memory)
     files = obtain(weights)
     with torch.device("meta"):
-        model = KeyFace(config or Config.full(), device)
+        model = KeyFace(config or Config(), device, low_memory)
     dtype = torch.float32 if model.device.type == "cpu" else torch.bfloat16
     for _, module, tensors in released_parts(files, model, dtype):
         module.load_state_dict(tensors, assign=True)
-        module.eval().requires_grad_(False)
+        module.eval().requires_grad_(False).to("cpu" if low_memory else device)
     return model
 
 
@@ -377,7 +377,7 @@ def convert(weights: str | Path, out: Path, dtype: torch.dtype = torch.bfloat16,
     config.json comes last: without it a half-written folder is none."""
     files = obtain(weights)
     with torch.device("meta"):
-        model = KeyFace(config or Config.full())
+        model = KeyFace(config or Config())
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").unlink(missing_ok=True)
     for part, _, tensors in released_parts(files, model, dtype):

@@ -62,6 +62,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--size", type=number(int, 16, 4096), help="side of the video in pixels, even")
     add("--seed", type=number(int, 0, 10**18), default=0, help="another seed, another take")
     add("--device", help="cpu, cuda, cuda:1, mps; default: the GPU if there is one")
+    add("--low-memory", action="store_true", help="slower; on the GPU is only what works")
     add("--sheet", type=Path, help="contact sheet to write, .png; default: beside the video")
     args = parser.parse_args(argv)
     if args.size is not None and args.size % 2:
@@ -136,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
     from checkpoint import unlike
 
     device = pick_device(args.device)
-    model = keyface.KeyFace.load(args.weights, device)
+    model = keyface.KeyFace.load(args.weights, device, args.low_memory)
     config, size = model.config, args.size or max(model.size, 256)
     settings = {name: getattr(config, name) if getattr(args, name) is None else getattr(args, name)
                 for name in ("steps", "id_guidance", "audio_guidance", "autoguidance")}

@@ -140,10 +140,9 @@ def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
 
 
 def conditions_of(stage: Stage, batch: Windows, tokens: Tensor | None = None) -> tuple[Tensor, ...]:
-    """The arguments of `Stage.conditions` for a batch: known latents, tokens, valence, arousal."""
+    """The arguments of `Stage.conditions` for a batch: known latents, tokens, mood."""
     latents = batch.latents[:, [0, -1]] if stage.config.interpolation else batch.identity
-    tokens = batch.tokens if tokens is None else tokens
-    return latents, tokens, batch.mood[..., 0], batch.mood[..., 1]
+    return latents, batch.tokens if tokens is None else tokens, batch.mood
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ same memory.
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,10 +34,6 @@ class UNetConfig:
     context_dim: int = 1024  # width of an audio token
     emotion_dim: int = 512  # width of the emotion vector; 0 in the interpolation stage
     num_groups: int = 32  # of GroupNorm
-
-    @staticmethod
-    def full(**overrides) -> "UNetConfig":
-        return UNetConfig(**overrides)
 
     @staticmethod
     def tiny(**overrides) -> "UNetConfig":
@@ -237,24 +234,6 @@ class SpatioTemporalTransformer(nn.Module):
         return x + self.proj_out(a).transpose(1, 2).view(n, c, h, w)
 
 
-class Downsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.op(x)
-
-
-class Upsample(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
 def run(layer: nn.Module, x: Tensor, emb: Tensor, context: Tensor, frames: int | None) -> Tensor:
     """A layer of the network, given what it takes."""
     if isinstance(layer, SpatioTemporalResBlock):
@@ -297,7 +276,8 @@ class UNet(nn.Module):
                 self.input_blocks.append(nn.ModuleList(layers))
                 stored.append(channels)
             if level < len(c.channel_mult) - 1:
-                self.input_blocks.append(nn.ModuleList([Downsample(channels)]))
+                down = OrderedDict(op=nn.Conv2d(channels, channels, 3, stride=2, padding=1))
+                self.input_blocks.append(nn.ModuleList([nn.Sequential(down)]))
                 stored.append(channels)
                 scale *= 2
 
@@ -312,7 +292,9 @@ class UNet(nn.Module):
                 if scale in c.attention_resolutions:
                     layers.append(attention(channels))
                 if level > 0 and i == c.num_res_blocks:
-                    layers.append(Upsample(channels))
+                    layers.append(nn.Sequential(OrderedDict(
+                        nearest=nn.Upsample(scale_factor=2),
+                        conv=nn.Conv2d(channels, channels, 3, padding=1))))
                     scale //= 2
                 self.output_blocks.append(nn.ModuleList(layers))
 

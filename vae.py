@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 @dataclass
 class VAEConfig:
-    """Sizes. Level i has `ch * ch_mult[i]` channels at 1 / 2^i of the picture's resolution."""
+    """Sizes. Level i has `ch * ch_mult[i]` channels at 1 / 2^i of the picture's resolution. The
+    defaults are those of SVD and of the released model: 8-fold, 98 M parameters."""
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -29,11 +30,6 @@ class VAEConfig:
     scale_factor: float = 0.18215
     latent_mean: tuple[float, ...] | None = None    # per channel; given, they replace the factor
     latent_std: tuple[float, ...] | None = None
-
-    @classmethod
-    def full(cls) -> "VAEConfig":
-        """The autoencoder of SVD and of the released model: 8-fold, 98 M parameters."""
-        return cls()
 
     @classmethod
     def tiny(cls) -> "VAEConfig":

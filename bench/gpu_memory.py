@@ -1,14 +1,19 @@
 """What sampling at the released size takes of a GPU's memory. `python bench/gpu_memory.py`
 
-Runs the sampler itself on tensors without contents and adds up the storage that is alive after each
-operation, so it needs no GPU. Of what an operation takes for itself while it runs only the largest
-is known: convolutions copy an input that is not channels-last. What is missed is measured first: a
-small model is sampled on the CPU, and the peak so predicted compared with the allocator's own
-count. Where there is a GPU the full size is measured there as well.
+Runs the sampler itself on tensors without contents, as if on a GPU, and adds up the storage on it
+that is alive after each operation, so it needs none. Of what an operation takes for itself while it
+runs only the largest is known: convolutions copy an input that is not channels-last. What is missed
+is measured first: a small model is sampled on the CPU, and the peak so predicted compared with the
+allocator's own count. Where there is a GPU the full size is measured there as well.
 
-The networks and the autoencoder are in bfloat16, everything else in float32. The peak does not
+All of it twice: as it is, and with `--low-memory`, where weights come and go. On a CPU there is
+nowhere to go, so of the small model with `--low-memory` it is the rest that is compared: guidance
+one evaluation after the other, segments and images one at a time.
+
+The networks are in bfloat16, everything else in float32, as released.py has them. The peak does not
 depend on the number of steps, nor, beyond one batch of segments, on the film's length; that of the
-encoders depends on the recording's, up to the longest that is heard whole.
+encoders depends on the recording's, up to the longest that is heard whole. What CUDA itself and its
+libraries take comes on top.
 """
 
 import argparse
@@ -23,6 +28,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
@@ -44,17 +50,18 @@ FILM = 53 * FRAME_SAMPLES
 
 
 class LiveBytes(TorchDispatchMode):
-    """Adds up the storages that operations return, until they are freed: `now` and `peak` bytes."""
+    """Adds up the storages on a device that operations return, until they are freed: `now` and
+    `peak` bytes."""
 
-    def __init__(self):
+    def __init__(self, device: str):
         super().__init__()
-        self.now = self.peak = 0
+        self.device, self.now, self.peak = device, 0, 0
         self.alive: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
+            if isinstance(leaf, Tensor) and leaf.device.type == self.device:
                 self.add(leaf)
         copy = 0
         if func is torch.ops.aten.convolution.default:
@@ -76,8 +83,9 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def place(module: nn.Module, device: str) -> None:
-    """Gives a module without storage zeros on the device; without contents under fake tensors."""
+def place(module: nn.Module, device: str | torch.device) -> None:
+    """Gives a module zeros on the device, in place of what it has; under fake tensors without
+    contents."""
     for part in module.modules():
         for name, value in part._parameters.items():
             if value is not None:
@@ -87,25 +95,26 @@ def place(module: nn.Module, device: str) -> None:
             part._buffers[name] = None if value is None else torch.zeros_like(value, device=device)
 
 
-def in_bfloat16(module: nn.Module) -> None:
-    """Runs a module in bfloat16, between float32 in and out; noise levels stay as they are."""
-    def to_half(_, args):
-        return tuple(x.bfloat16() if isinstance(x, Tensor) and x.ndim > 1 else x for x in args)
-
-    module.bfloat16()
-    module.register_forward_pre_hook(to_half)
-    module.register_forward_hook(lambda _, args, result: result.float())
+def move(module: nn.Module, device: str | torch.device) -> None:
+    """`Module.to`, which cannot exchange fake tensors."""
+    if next(module.parameters()).device.type != torch.device(device).type:
+        place(module, device)
 
 
-def build(config: Config, half: bool) -> KeyFace:
+def build(config: Config, half: bool, low_memory: bool, device: str = "cpu") -> KeyFace:
     """A model without storage."""
     with torch.device("meta"):
-        model = KeyFace(config)
+        model = KeyFace(config, device, low_memory)
     if half:
-        for module in (model.keyframe.unet, model.interp.unet, model.interp_bad.unet,
-                       model.vae.encoder, model.vae.decoder):
-            in_bfloat16(module)
+        for stage in (model.keyframe, model.interp, model.interp_bad):
+            stage.bfloat16()
     return model
+
+
+def place_all(model: KeyFace) -> None:
+    """Storage for all parts, where they are while none works."""
+    for part in model.parts().values():
+        place(part, "cpu" if model.low_memory else model.device)
 
 
 def sample(model: KeyFace) -> None:
@@ -117,29 +126,36 @@ def sample(model: KeyFace) -> None:
 
 def listen(model: KeyFace) -> None:
     """The encoders' work on the longest recording that they hear whole."""
+    model.bring("wavlm", "beats")
     length = round(model.config.audio.max_whole_seconds * SAMPLE_RATE)
     model.audio.encode(torch.zeros(length, device=model.device), 0, model.config.keyframe.frames)
 
 
-def predicted(config: Config, half: bool, work: Callable[[KeyFace], None]) -> tuple[int, int]:
-    """Bytes of the weights, and what the peak of `work` adds to them, without running any of it."""
-    model, live = build(config, half), LiveBytes()
+def fused(q: Tensor, *_, **__) -> Tensor:
+    """Attention as a GPU computes it: nothing is kept but the result, shaped like the queries."""
+    return torch.empty_like(q)
+
+
+def predicted(config: Config, half: bool, low_memory: bool, work: Callable[[KeyFace], None],
+              device: str = "cuda") -> tuple[int, int]:
+    """Bytes of the weights that are on the device before `work`, and what its peak adds to them,
+    without running any of it."""
+    model, live = build(config, half, low_memory, device), LiveBytes(device)
     audio._mel_triangles.cache_clear()              # no real table in there, and no fake one after
-    fake_numpy = patch.object(FakeTensor, "numpy", lambda x: np.zeros(x.shape, np.uint8))
-    with FakeTensorMode(allow_non_fake_inputs=True), live, fake_numpy:
-        for part in model.parts().values():
-            place(part, "cpu")
+    with (FakeTensorMode(allow_non_fake_inputs=True), live, patch.object(nn.Module, "to", move),
+          patch.object(F, "scaled_dot_product_attention", fused),
+          patch.object(FakeTensor, "numpy", lambda x: np.zeros(x.shape, np.uint8))):
+        place_all(model)
         weights = live.now
         work(model)
     audio._mel_triangles.cache_clear()
     return weights, live.peak - weights
 
 
-def allocated(config: Config, half: bool, work: Callable[[KeyFace], None]) -> int:
+def allocated(config: Config, low_memory: bool, work: Callable[[KeyFace], None]) -> int:
     """What the peak of `work` adds to the weights, measured: the CPU allocator's own count."""
-    model = build(config, half)
-    for part in model.parts().values():
-        place(part, "cpu")
+    model = build(config, False, low_memory)
+    place_all(model)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work(model)
     with tempfile.TemporaryDirectory() as folder:
@@ -150,16 +166,13 @@ def allocated(config: Config, half: bool, work: Callable[[KeyFace], None]) -> in
     return max(e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]")
 
 
-def allocated_on_gpu(config: Config, half: bool, work: Callable[[KeyFace], None]) -> int:
-    """The same on the GPU."""
-    model = build(config, half)
-    model.device = torch.device("cuda")
-    for part in model.parts().values():
-        place(part, "cuda")
-    weights = torch.cuda.memory_allocated()
+def allocated_on_gpu(config: Config, low_memory: bool, work: Callable[[KeyFace], None]) -> int:
+    """The peak on the GPU, weights included, of a model in bfloat16."""
+    model = build(config, True, low_memory, "cuda")
+    place_all(model)
     torch.cuda.reset_peak_memory_stats()
     work(model)
-    return torch.cuda.max_memory_allocated() - weights
+    return torch.cuda.max_memory_allocated()
 
 
 def small() -> Config:
@@ -167,7 +180,7 @@ def small() -> Config:
     sizes = {"model_channels": 64, "channel_mult": (1, 2), "num_res_blocks": 1,
              "attention_resolutions": (1, 2)}
     stage = {"latent_shape": (4, 16, 16), "audio_dim": AudioConfig.tiny().width}
-    config, hearing = Config.full(), replace(AudioConfig.tiny(), mapping="released")
+    config, hearing = Config(), replace(AudioConfig.tiny(), mapping="released")
     return replace(
         config, size=128, vae=VAEConfig(ch=32, ch_mult=(1, 2, 2, 2), num_res_blocks=1),
         keyframe=replace(config.keyframe, unet=UNetConfig(**sizes), **stage),
@@ -178,24 +191,26 @@ def small() -> Config:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
-    gb = 1e9
-    guess, truth = predicted(small(), False, sample)[1], allocated(small(), False, sample)
-    print(f"small model on the CPU, float32: predicted {guess / 1e6:.1f} MB above the weights, "
-          f"allocated {truth / 1e6:.1f} MB ({guess / truth - 1:+.1%})")
-    figures = {"predicted_to_allocated": guess / truth}
+    figures = {}
+    for low_memory, name in ((False, ""), (True, "low_")):
+        option = ", --low-memory" * low_memory
+        guess = predicted(small(), False, low_memory, sample, "cpu")[1]
+        truth = allocated(small(), low_memory, sample)
+        print(f"small model on the CPU, float32{option}: predicted {guess / 1e6:.1f} MB above the "
+              f"weights, allocated {truth / 1e6:.1f} MB ({guess / truth - 1:+.1%})", flush=True)
+        figures[f"{name}predicted_to_allocated"] = guess / truth
 
-    works = {"sampling": sample, "longest recording heard whole": listen}
-    peaks = []
-    for name, work in works.items():
-        weights, extra = predicted(Config.full(), True, work)
-        peaks.append(weights + extra)
-        print(f"{name}, bfloat16: weights {weights / gb:.2f} GB + {extra / gb:.2f} GB", end="")
-        if torch.cuda.is_available():
-            measured = allocated_on_gpu(Config.full(), True, work)
-            figures[f"gpu_{work.__name__}_gb"] = (weights + measured) / gb
-            print(f", measured {measured / gb:.2f} GB", end="")
-        print(flush=True)
-    figures |= {"weights_gb": weights / gb, "sample_gb": peaks[0] / gb, "listen_gb": peaks[1] / gb}
+        works = {"sampling": sample, "longest recording heard whole": listen}
+        for does, work in works.items():
+            weights, extra = (n / 1e9 for n in predicted(Config(), True, low_memory, work))
+            print(f"full size, {does}, bfloat16{option}: weights on the GPU {weights:.2f} GB "
+                  f"before, {weights + extra:.2f} GB at most", end="")
+            figures[f"{name}{work.__name__}_gb"] = weights + extra
+            if torch.cuda.is_available():
+                measured = allocated_on_gpu(Config(), low_memory, work) / 1e9
+                figures[f"{name}gpu_{work.__name__}_gb"] = measured
+                print(f", measured {measured:.2f} GB", end="")
+            print(flush=True)
     print(" ".join(f"{name}={value:.4g}" for name, value in figures.items()))
 
 

@@ -63,7 +63,7 @@ def make_network(side: str, small: bool):
     if side == "ours":
         sizes = {"model_channels": 64, "channel_mult": (1, 2, 2), "num_res_blocks": 1,
                  "attention_resolutions": (1, 2)}
-        return UNet(UNetConfig.full(**(sizes if small else {})))
+        return UNet(UNetConfig(**(sizes if small else {})))
     if not small:
         return Theirs(num_attention_heads=(5, 10, 20, 20))      # SVD's own; the default differs
     kinds = ["CrossAttn{}BlockSpatioTemporal"] * 2 + ["{}BlockSpatioTemporal"]

@@ -49,7 +49,7 @@ def clips(b: int, t: int, config=TINY.keyframe) -> dict[str, torch.Tensor]:
         "sigma": torch.rand(b, generator=g) + 1,
         "latents": torch.randn(b, *ends, *config.latent_shape, generator=g),
         "audio": torch.randn(b, t, 2, config.audio_dim, generator=g),
-        "mood": torch.rand(2, b, t, generator=g) * 2 - 1,
+        "mood": torch.rand(b, t, 2, generator=g) * 2 - 1,
     }
 
 
@@ -160,7 +160,7 @@ def test_share_ends():
 @torch.no_grad()
 def test_new_model_is_the_ideal_denoiser_of_unit_normal_data():
     new, c = Stage(TINY.keyframe), clips(2, 3)
-    known = new.conditions(c["latents"], c["audio"], *c["mood"])
+    known = new.conditions(c["latents"], c["audio"], c["mood"])
     expected = c["x"] / (1 + c["sigma"].view(2, 1, 1, 1, 1) ** 2)
     torch.testing.assert_close(new.denoise(c["x"], c["sigma"], known), expected)
 
@@ -171,7 +171,7 @@ def test_temporal_half_starts_as_the_identity():
     temporal = ("time_stack", "time_pos_embed", "time_mixer")
     model, c, t = stage(TINY.keyframe, leave=temporal), clips(2, 5), 5
     audio = c["audio"][:, :1].expand_as(c["audio"])
-    known = model.conditions(c["latents"], audio, *c["mood"])
+    known = model.conditions(c["latents"], audio, c["mood"])
     clip = model.denoise(c["x"], c["sigma"], known)
     alone = Conditions(known.concat.repeat_interleave(t, 0),
                        known.context.flatten(0, 1)[:, None], known.emotion)
@@ -188,11 +188,11 @@ def test_temporal_half_starts_as_the_identity():
 @pytest.mark.parametrize("config", [TINY.keyframe, TINY.interp], ids=["keyframe", "interp"])
 def test_clips_of_a_batch_are_independent(config):
     model, c = stage(config), clips(3, 4, config)
-    known = model.conditions(c["latents"], c["audio"], *c["mood"])
+    known = model.conditions(c["latents"], c["audio"], c["mood"])
     together = model.denoise(c["x"], c["sigma"], known)
     for i in range(3):
         one = slice(i, i + 1)
-        known = model.conditions(c["latents"][one], c["audio"][one], *c["mood"][:, one])
+        known = model.conditions(c["latents"][one], c["audio"][one], c["mood"][one])
         alone = model.denoise(c["x"][one], c["sigma"][one], known)
         torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-5)
 
@@ -201,35 +201,32 @@ def test_clips_of_a_batch_are_independent(config):
 def test_dropped_conditions_are_zero():
     model, c = stage(TINY.keyframe), clips(4, 3)
     keep_identity, keep_audio = torch.tensor([1.0, 0, 1, 0]), torch.tensor([1.0, 1, 0, 0])
-    full = model.conditions(c["latents"], c["audio"], *c["mood"])
-    some = model.conditions(c["latents"], c["audio"], *c["mood"], keep_identity, keep_audio)
+    full = model.conditions(c["latents"], c["audio"], c["mood"])
+    some = full.keep(keep_identity, keep_audio)
     for kept, a, b in ((keep_identity, some.concat, full.concat),
                        (keep_audio, some.context, full.context)):
         assert a[kept == 1].equal(b[kept == 1]) and not a[kept == 0].any()
         assert b.flatten(1).any(1).all()
     assert some.emotion.equal(full.emotion)  # the emotion is never dropped
     width = TINY.keyframe.unet.emotion_dim // 2
-    for half, values in zip(full.emotion.split(width, 1), c["mood"]):
+    for half, values in zip(full.emotion.split(width, 1), c["mood"].unbind(-1)):
         assert half.equal(sinusoid(values.flatten(), width))
-    nothing = full.without(identity=True, audio=True)
-    assert not nothing.concat.any() and not nothing.context.any()
-    assert full.without(identity=True).context.equal(full.context)
-    assert full.without(audio=True).concat.equal(full.concat)
 
 
 @torch.no_grad()
 def test_guidance_is_linear():
     model, c = stage(TINY.keyframe), clips(1, 3)
-    known = model.conditions(c["latents"], c["audio"], *c["mood"])
+    known = model.conditions(c["latents"], c["audio"], c["mood"])
     x, sigma = c["x"], c["sigma"][0]
     neither, identity, both = (
-        model.denoise(x, c["sigma"], known.without(identity=i, audio=a))
-        for i, a in ((True, True), (False, True), (False, False)))
+        model.denoise(x, c["sigma"], known.keep(*torch.tensor(kept)))
+        for kept in ([[0.0], [0.0]], [[1.0], [0.0]], [[1.0], [1.0]]))
     assert min((neither - identity).abs().max(), (identity - both).abs().max()) > 1e-3
     for w_id, w_audio in ((0, 0), (1, 0), (1, 1), (2, 5)):
         expected = neither + w_id * (identity - neither) + w_audio * (both - identity)
-        guided = guided_keyframes(model.denoise, known, w_id, w_audio)(x, sigma)
-        torch.testing.assert_close(guided, expected, atol=1e-4, rtol=1e-4)
+        for batched in (True, False):
+            guided = guided_keyframes(model.denoise, known, w_id, w_audio, batched=batched)
+            torch.testing.assert_close(guided(x, sigma), expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -290,13 +287,13 @@ class Numbered:
         self.drawn += latents[:, 0, 0, 0].tolist()
         return torch.zeros(len(latents), 3, 1, 1)
 
-    def conditions(self, latents, audio, *mood):
+    def conditions(self, latents, audio, mood=None):
         if latents.dim() == 5:  # of segments: their ends were made for their first and last sound
             assert audio.shape[1] == 14
             error = latents[:, :, 0, 0, 0] - audio[:, [0, -1], 0, 0]
         else:  # what is told after the end is the last mood
             number = audio[..., 0, 0].clamp(max=self.frames - 1)
-            error = torch.cat([told / one - number for told, one in zip(mood, self.MOOD)])
+            error = mood / torch.from_numpy(self.MOOD) - number[..., None]
         self.largest_error = max(self.largest_error, error.abs().max().item())
         return Conditions(latents, audio[..., 0, :], None)
 

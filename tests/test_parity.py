@@ -26,7 +26,7 @@ from keyface import (
     Conditions,
     Stage,
     StageConfig,
-    guidance_batch,
+    guidance_parts,
     guided_keyframes,
     guided_segments,
 )
@@ -176,7 +176,7 @@ def test_vae_diffusers_temporal():
 
 def test_vae_names_and_shapes_at_full_size():
     with torch.device("meta"):
-        state = VAE(VAEConfig.full()).state_dict()
+        state = VAE(VAEConfig()).state_dict()
     assert {k: list(v.shape) for k, v in state.items()} == {
         k.removeprefix("first_stage_model."): shape
         for k, shape in json.loads((FOLDER / "keys_vae.json").read_text())["shapes"].items()
@@ -323,12 +323,13 @@ def test_conditioning(fx):
         if known.emotion is not None:
             fx.close(f"{prefix}.vector", known.emotion, *tolerance)
 
-    inputs = fx["in.cond_frames"], fx["in.audio_emb"], fx["in.valence"], fx["in.arousal"]
-    known = stage.conditions(*inputs)
+    mood = torch.stack([fx["in.valence"], fx["in.arousal"]], dim=-1)
+    known = stage.conditions(fx["in.cond_frames"], fx["in.audio_emb"], mood)
+    one, none = torch.ones(1), torch.zeros(1)
     check("out.c", known)
-    check("out.uc", known.without(identity=True, audio=True))
-    check("out.uc_identity_only", known.without(identity=True))
-    check("train.out", stage.conditions(*inputs, fx["train.keep_identity"], fx["train.keep_audio"]))
+    check("out.uc", known.keep(none, none))
+    check("out.uc_identity_only", known.keep(none, one))
+    check("train.out", known.keep(fx["train.keep_identity"], fx["train.keep_audio"]))
     assert stage.config.drop_identity == c["ucg_rate"]["cond_frames"]
     assert stage.config.drop_audio == c["ucg_rate"]["audio_emb"]
 
@@ -337,7 +338,7 @@ def test_conditioning(fx):
     ends = fx["interp.in.cond_frames"].transpose(1, 2)  # (B, 2, C, h, w)
     known = interp.conditions(ends, fx["interp.in.audio_emb"])
     check("interp.out.c", known)
-    check("interp.out.uc", known.without(identity=True, audio=True))
+    check("interp.out.uc", known.keep(none, none))
 
     inputs = {"": fx["sin.values"], "cnoise_": fx["sin.cnoise_values"]}
     for name in [n for n in fx.tensors if n.startswith("sin.") and "out" in n]:
@@ -375,7 +376,7 @@ def test_diffusion(fx):
     known = Conditions(*(fx[f"{kf}.prep.in.c.{k}"] for k in ("concat", "crossattn", "vector")))
     nothing = Conditions(*(fx[f"{kf}.prep.in.uc.{k}"] for k in ("concat", "crossattn", "vector")))
     x = fx[f"{kf}.prep.in.x"][None]  # (1, T, C, h, w)
-    stacked = guidance_batch(known, nothing)
+    stacked = Conditions.stack(guidance_parts(known, nothing))
     for k, value in zip(
         ("concat", "crossattn", "vector"), (stacked.concat, stacked.context, stacked.emotion)
     ):
@@ -439,11 +440,12 @@ def test_diffusion(fx):
     fx.close("merge.out", merge(fx["merge.in"]), atol, rtol)
 
 
-def check_sampling(fx, stage, latents, guided, **emotion):
+def check_sampling(fx, stage, latents, guided, mood=None):
     """Conditions, then every step of the sampler."""
     c = fx.config
-    known = stage.conditions(latents, fx["in.audio_emb"], **emotion)
-    for prefix, value in (("c", known), ("uc", known.without(identity=True, audio=True))):
+    known = stage.conditions(latents, fx["in.audio_emb"], mood)
+    none = torch.zeros(1)
+    for prefix, value in (("c", known), ("uc", known.keep(none, none))):
         fx.close(f"{prefix}.concat", value.concat, 1e-5, 1e-5)
         fx.close(f"{prefix}.crossattn", value.context, 1e-5, 1e-5)
         if value.emotion is not None:
@@ -470,8 +472,7 @@ def test_sample_keyframe(fx):
         fx,
         stage,
         fx["in.cond_frames"],
-        valence=fx["in.valence"],
-        arousal=fx["in.arousal"],
+        mood=torch.stack([fx["in.valence"], fx["in.arousal"]], dim=-1),
         guided=lambda known: guided_keyframes(
             stage.denoise, known, g["id_guidance"], g["audio_guidance"]
         ),

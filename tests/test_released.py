@@ -47,7 +47,7 @@ def parameters(part: torch.nn.Module) -> int:
 @pytest.fixture(scope="module")
 def full():
     with torch.device("meta"):
-        return KeyFace(Config.full())
+        return KeyFace(Config())
 
 
 @pytest.mark.parametrize("stage", ["keyframe", "interp"])
@@ -225,8 +225,8 @@ def test_precision(original, published, tmp_path):
         assert loaded[key].equal(value.bfloat16().float()), key
     stages = model.keyframe, copy.deepcopy(model.keyframe).bfloat16()
     x, sigma, audio = torch.randn(1, 2, 4, 8, 8), torch.ones(1), torch.randn(1, 2, 2, 128)
-    mood = torch.zeros(1, 2)
-    whole, half = (s.denoise(x, sigma, s.conditions(x[:, 0], audio, mood, mood)) for s in stages)
+    mood = torch.zeros(1, 2, 2)
+    whole, half = (s.denoise(x, sigma, s.conditions(x[:, 0], audio, mood)) for s in stages)
     assert half.dtype == torch.float32
     assert 0 < (half - whole).norm() < 0.02 * whole.norm()
 
@@ -261,7 +261,7 @@ def test_without_the_bad_network(published, converted, tmp_path, monkeypatch):
 
 
 def test_sample_reads_a_folder_of_published_files(published, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Config, "full", staticmethod(small))
+    monkeypatch.setattr(released, "Config", small)
     film, sound = tmp_path / "film.mp4", write_wav(tmp_path / "sound.wav", WAVE[:5760])
     status = media.run(sample.main, [f"--weights={published}", f"--out={film}", "--device=cpu",
                                      f"--audio={sound}"])
@@ -393,7 +393,7 @@ def test_a_loaded_part_takes_the_place_of_what_was_there(tmp_path):
     (lambda c: c.update(vae=None), "vae: an object is expected, not null"),
     (lambda c: c.update(interp_audio=3), "interp_audio: an object is expected, not 3")])
 def test_config_fields(tmp_path, change, reason):
-    for config in (small(), Config.tiny(), Config.full()):
+    for config in (small(), Config.tiny(), Config()):
         save_config(config, tmp_path)
         assert load_config(Config, tmp_path) == config
     values = json.loads((tmp_path / "config.json").read_text())
@@ -528,7 +528,7 @@ def test_folders_and_listing(published, tmp_path, capsys):
 
 
 def test_command(published, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Config, "full", staticmethod(small))
+    monkeypatch.setattr(released, "Config", small)
     out = tmp_path / "out"
     assert media.run(released.main, [str(published), str(out)]) == 0
     assert capsys.readouterr().out.count("wrote") == 7

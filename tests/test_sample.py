@@ -104,7 +104,7 @@ class Model:
 def run(files, tmp_path, monkeypatch, capsys):
     """Runs the command with the stand-in model; returns exit status and what it said on stderr."""
     def run(unlike=None, **options):
-        keyface = SimpleNamespace(KeyFace=SimpleNamespace(load=lambda folder, device: Model()))
+        keyface = SimpleNamespace(KeyFace=SimpleNamespace(load=lambda *_: Model()))
         monkeypatch.setitem(sys.modules, "keyface", keyface)
         monkeypatch.setattr(checkpoint, "unlike", lambda *_: unlike)        # it has no autoencoder
         options = {"image": files / "good.png", "audio": files / "good.wav",

@@ -53,6 +53,46 @@ def test_the_face_is_kept_and_the_mouth_follows_the_sound(model):
     assert motion > 2 * stillness
 
 
+def test_low_memory_makes_the_same_film(model, monkeypatch):
+    """One clip or image at a time; on the device is what works, and nothing else."""
+    low, where = KeyFace.load(WEIGHTS, low_memory=True), {}
+    low.device = torch.device("cpu:0")  # the CPU again, under a name of its own
+    parts = low.parts()
+
+    def moved(module, device):
+        where[next(name for name, part in parts.items() if part is module)] = str(device)
+
+    def watch(network, team, batch):
+        def check(_, args):
+            assert {name for name, device in where.items() if device == "cpu:0"} == team
+            assert set(where) == set(parts) and len(args[0]) == batch
+            worked.append(network)
+        network.register_forward_pre_hook(check)
+        return network
+
+    worked, between, hearing = [], {"interp", "interp_bad"}, {"wavlm", "beats"}
+    watched = {watch(low.keyframe.unet, {"keyframe"}, 14), watch(low.interp.unet, between, 14),
+               watch(low.interp_bad.unet, between, 14), watch(low.vae.encoder, {"vae"}, 1),
+               watch(low.vae.decoder, {"vae"}, 1), watch(low.audio.speech, hearing, 1),
+               watch(low.audio.events, hearing, 1)}
+    identity = read_image(ROOT / "assets" / "face.png", model.size)
+    wave = read_audio(ROOT / "assets" / "speech.flac")[:40000]
+    monkeypatch.setattr(torch.nn.Module, "to", moved)
+    films = []
+    for each in (model, low):
+        images, decode = [], each.vae.decode
+
+        def kept(*args, images=images, decode=decode):
+            images.append(decode(*args))
+            return images[-1]
+
+        monkeypatch.setattr(each.vae, "decode", kept)
+        assert len(list(each.animate(identity, wave, "happy", steps=2))) == 63
+        films.append(torch.cat(images))
+    assert set(worked) == watched
+    assert (films[0] - films[1]).norm() < 1e-4 * films[0].norm()
+
+
 # ---- pictures that these weights do not know
 
 REAL = Path(os.environ.get("KEYFACE_FACES") or ROOT.parent / "shared" / "real" / "faces")
