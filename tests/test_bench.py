@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bench.borders import change, sums
 from bench.hour import in_step
 from bench.real_speech import loudness, p_value, pooled, turned
 from media import FRAME_SAMPLES, SAMPLE_RATE
@@ -59,3 +60,10 @@ def test_minutes_of_an_hour_that_are_in_step_and_late():
     rows = in_step([first + 0.3 * slow(rng, 1500), np.roll(last, 3)], [first, last])
     assert rows[0, 0] > 0.9 and rows[0, 2] == 0 and abs(rows[:, 1]).max() < 0.3
     assert rows[1, 0] < 0.9 and rows[1, 2] == 3
+
+
+def test_a_jump_into_a_border_stands_out():
+    levels = np.arange(40) + 5 * (np.arange(40) >= 20)      # a step of 1 a frame, of 6 to frame 20
+    video = np.broadcast_to(levels[:, None, None, None], (40, 2, 2, 3)).astype(np.uint8)
+    assert sums(change(video), np.array([20])).tolist() == [3.5, 1]
+    assert sums(change(video), np.array([10])).tolist() == [1, 1]
