@@ -20,18 +20,14 @@ sys.path.insert(0, str(ROOT))                              # run as a script, it
 import media
 from media import FPS, FRAME_SAMPLES
 from sample import WEIGHTS, number
+from toy.stats import AROUND, bootstrap, change
 
 SEEDS, SECONDS = 74_000_000, 44
-NEXT, AROUND = [-1, 0], [-6, -5, -4, -3, -2, 1, 2, 3, 4, 5]     # pairs, counted from the border
+NEXT = [-1, 0]                                             # pairs of frames that touch a border
 
 
-def change(video: np.ndarray) -> np.ndarray:
-    """Mean difference, of 255, from each frame to the next: (N, H, W, 3) uint8 -> (N - 1,)."""
-    return np.array([np.abs(b - a).mean() for a, b in zip(video[:-1].astype(np.int16), video[1:])])
-
-
-def sums(curve: np.ndarray, borders: np.ndarray) -> np.ndarray:
-    """Of `change` (N - 1,) next to the frames `borders`, and around them: (2,), means a pair."""
+def means(curve: np.ndarray, borders: np.ndarray) -> np.ndarray:
+    """Of `change` (N - 1,), the mean next to the frames `borders`, and around them: (2,)."""
     return np.array([curve[np.add.outer(borders, pairs)].mean() for pairs in (NEXT, AROUND)])
 
 
@@ -44,7 +40,6 @@ def main(argv: list[str] | None = None) -> None:
 
     from keyface import Plan  # only now: torch takes seconds to load, mistakes are told at once
     from toy.films import face_of, loaded, made, make_film, make_truth, workers
-    from toy.stats import bootstrap
     from toy.world import make_clip
 
     model = loaded(args.weights)
@@ -65,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
         for with_border, without, first in ((whole, half, group), (half, whole, later + group)):
             borders = np.arange(first, last, group)
             count += len(borders)
-            rows.append(np.concatenate([sums(x, borders) for x in (with_border, without, truth)]))
+            rows.append(np.concatenate([means(x, borders) for x in (with_border, without, truth)]))
     table = np.array(rows).reshape(len(clips), 2, 6).mean(1)              # (clips, 6)
     for i, name in enumerate(("with the border", "without", "truth")):
         next_to, around = table[:, 2 * i:2 * i + 2].mean(0)

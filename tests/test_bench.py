@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from bench.borders import change, sums
+from bench.borders import means
 from bench.hour import in_step
 from bench.real_speech import loudness, p_value, pooled, turned
 from media import FRAME_SAMPLES, SAMPLE_RATE
+from toy.stats import change
 
 SEEDS = 200
 
@@ -65,5 +66,5 @@ def test_minutes_of_an_hour_that_are_in_step_and_late():
 def test_a_jump_into_a_border_stands_out():
     levels = np.arange(40) + 5 * (np.arange(40) >= 20)      # a step of 1 a frame, of 6 to frame 20
     video = np.broadcast_to(levels[:, None, None, None], (40, 2, 2, 3)).astype(np.uint8)
-    assert sums(change(video), np.array([20])).tolist() == [3.5, 1]
-    assert sums(change(video), np.array([10])).tolist() == [1, 1]
+    assert means(change(video), np.array([20])).tolist() == [3.5, 1]
+    assert means(change(video), np.array([10])).tolist() == [1, 1]

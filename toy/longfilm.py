@@ -18,7 +18,7 @@ from media import FPS
 from toy.films import face_of, loaded, made, make_film, make_truth, to_tensor
 from toy.judges import JUDGED, Judges
 from toy.report import row, write_flicker
-from toy.stats import correlation
+from toy.stats import AROUND, change, correlation
 from toy.world import Clip, make_clip
 
 SEEDS, SECONDS = 72_000_000, 60
@@ -53,8 +53,7 @@ def follow(judges: Judges, video: np.ndarray) -> Course:
         jaw.append(judges.states(images)[:, JAW].numpy())
         faces.append(judges.identity(images).numpy())
         sharpness.append((grey[:, 1:-1, 1:-1] - around / 4).abs().mean((1, 2)).numpy())
-    change = [np.abs(b - a).mean() for a, b in zip(video[:-1].astype(np.int16), video[1:])]
-    return Course(*map(np.concatenate, (jaw, faces, sharpness)), np.array(change))
+    return Course(*map(np.concatenate, (jaw, faces, sharpness)), change(video))
 
 
 def joints(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +93,7 @@ def long_rows(clips: list[Clip], seen: dict[str, list[Course]], plan: Plan) -> l
 
 
     def jump(at: np.ndarray) -> Callable:
-        near = np.add.outer(at, [-6, -5, -4, -3, -2, 1, 2, 3, 4, 5]).ravel()
+        near = np.add.outer(at, AROUND).ravel()
         near = near[near < plan.total - 1]                 # as much as speech moves there anyway
         return lambda films: np.array([(s.change[[at - 1, at]].mean(), s.change[near].mean())
                                        for s in films])

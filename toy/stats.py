@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+# Pairs of frames near a frame, the one at 0 beginning with it, and not touching it.
+AROUND = [-6, -5, -4, -3, -2, 1, 2, 3, 4, 5]
+
 
 def share(sums: np.ndarray) -> np.ndarray:
     """(..., 2) of hits and chances, or of values and how many there are -> (...)."""
@@ -41,6 +44,11 @@ def best_lag(x: np.ndarray, y: np.ndarray, reach: int = 8) -> float:
     fit = {lag: correlation(x[max(lag, 0):n + min(lag, 0)], y[max(-lag, 0):n - max(lag, 0)])
            for lag in range(-reach, reach + 1)}
     return max(fit, key=lambda lag: -2.0 if np.isnan(fit[lag]) else fit[lag])
+
+
+def change(video: np.ndarray) -> np.ndarray:
+    """Mean difference, of 255, from each frame to the next: (N, H, W, 3) uint8 -> (N - 1,)."""
+    return np.array([np.abs(b - a).mean() for a, b in zip(video[:-1].astype(np.int16), video[1:])])
 
 
 def bootstrap(per_clip: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = share,
