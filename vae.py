@@ -56,25 +56,30 @@ class Posterior:
 # ---- Blocks. x is (B*T, C, h, w), clips one after the other; `frames` is T. ----
 
 def over_time(f: Callable[[Tensor], Tensor], x: Tensor, frames: int) -> Tensor:
-    """Applies f, which works on (B, C, T, h, w), to x (B*T, C, h, w)."""
+    """Applies f, which works on (B, C, T, h, w), to x (B*T, C, h, w). Frames that stand alone go as
+    they are, channels-last, which they would not be as clips of one."""
+    if frames == 1:
+        return f(x)
     clips = x.unflatten(0, (-1, frames)).transpose(1, 2)      # (B, C, T, h, w)
     return f(clips).transpose(1, 2).flatten(0, 1)             # (B*T, C, h, w)
 
 
 class TimeConv(nn.Conv3d):
-    """Convolution along time alone, (B, C, T, h, w), with zeros beyond the ends."""
+    """Convolution along time alone, (B, C, T, h, w), with zeros beyond the ends; (N, C, h, w) are
+    frames alone."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2] == 1:       # a frame alone meets only the middle tap
-            return F.conv2d(x.squeeze(2), self.weight[:, :, 1], self.bias).unsqueeze(2)
+        if x.ndim == 4:           # a frame alone meets only the middle tap
+            return F.conv2d(x, self.weight[:, :, 1], self.bias)
         return super().forward(x)
 
 
 class TimeStack(nn.Module):
-    """Residual block along time on (B, C, T, h, w); GroupNorm's statistics are over all frames."""
+    """Residual block along time on (B, C, T, h, w), or on frames alone (N, C, h, w); GroupNorm's
+    statistics are over all frames of a clip."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -102,10 +107,15 @@ class ResBlock(nn.Module):
             self.time_stack = TimeStack(c_out, groups)
             self.mix_factor = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """The spatial half."""
         h = self.norm2(self.conv1(F.silu(self.norm1(x), inplace=True)))
         h = self.conv2(F.silu(h, inplace=True))
-        x = h.add_(self.nin_shortcut(x))         # in place, here and above: pictures are large
+        return h.add_(self.nin_shortcut(x))      # in place, here and above: pictures are large
+
+    def mix_time(self, x: Tensor, frames: int) -> Tensor:
+        """The temporal half, of the spatial half's result; apart from it, so that the block's input
+        is free by then."""
         if not self.temporal:
             return x
         # s * temporal + (1 - s) * spatial: the other way round than in the diffusion network
@@ -134,7 +144,8 @@ class Middle(nn.Module):
         self.attn_1 = Attention(channels, groups)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x, frames)), frames)
+        x = self.attn_1(self.block_1.mix_time(self.block_1(x), frames))
+        return self.block_2.mix_time(self.block_2(x), frames)
 
 
 class Level(nn.Module):
@@ -145,9 +156,12 @@ class Level(nn.Module):
         self.block = nn.ModuleList(ResBlock(c_in if i == 0 else c_out, c_out, groups, temporal)
                                    for i in range(blocks))
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def run(self, x: Tensor, frames: int) -> Tensor:
+        """Not `forward`: calling a module would keep its input, the widest tensor of a decoder,
+        until the last block is done."""
         for block in self.block:
-            x = block(x, frames)
+            x = block(x)
+            x = block.mix_time(x, frames)
         return x
 
 
@@ -168,9 +182,9 @@ class Encoder(nn.Module):
 
     def levels(self, x: Tensor) -> list[Tensor]:
         """(N, 3, H, W) -> activations of each level (N, C_i, H / 2^i, W / 2^i)."""
-        found = [self.down[0](self.conv_in(x), 1)]
+        found = [self.down[0].run(self.conv_in(x), 1)]
         for finer, level in zip(self.down, self.down[1:]):
-            found.append(level(finer.downsample(found[-1]), 1))
+            found.append(level.run(finer.downsample(found[-1]), 1))
         return found
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,9 +210,9 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, frames: int) -> Tensor:
         z = z.contiguous(memory_format=torch.channels_last)    # a CPU's convolutions copy all else
-        x = self.up[-1](self.mid(self.conv_in(z), frames), frames)
+        x = self.up[-1].run(self.mid(self.conv_in(z), frames), frames)
         for coarser, level in zip(self.up[:0:-1], self.up[-2::-1]):
-            x = level(coarser.upsample(x), frames)
+            x = level.run(coarser.upsample(x), frames)
         x = self.conv_out(F.silu(self.norm_out(x), inplace=True))
         if hasattr(self.conv_out, "time_mix_conv"):
             x = over_time(self.conv_out.time_mix_conv, x, frames)
