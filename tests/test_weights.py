@@ -1,5 +1,6 @@
 """The shipped weights: small, complete, readable without pickle, and they listen."""
 
+import copy
 import io
 import json
 import os
@@ -51,6 +52,28 @@ def test_the_face_is_kept_and_the_mouth_follows_the_sound(model):
     motion, stillness = (np.abs(np.diff(film[:, rows, columns], axis=0)).mean()
                          for film in (spoken, silent))
     assert motion > 2 * stillness
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_is_near(model, dtype, device):
+    """Both networks in it against float32, from the lowest to the highest noise."""
+    face = torch.from_numpy(read_image(ROOT / "assets" / "face.png", model.size))
+    face = model.vae.to_latents(face.permute(2, 0, 1)[None] / 127.5 - 1)  # (1, 4, 16, 16)
+    sound = model.audio(torch.from_numpy(read_audio(ROOT / "assets" / "speech.flac")[:35840]))
+    sigma = torch.tensor([0.1, 1.0, 10.0, 80.0])
+    noise = torch.randn(4, 14, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = face[:, None] + sigma.view(-1, 1, 1, 1, 1) * noise
+    tokens = sound[None, ::4].expand(4, -1, -1, -1).to(device)  # (4, 14, 2, 128)
+    for stage, known, mood in ((model.keyframe, face, torch.ones(4, 14, 2, device=device)),
+                               (model.interp, torch.stack([face, -face], 1), None)):
+        known = known.expand(4, *known.shape[1:]).to(device)
+        exact, near = (s.denoise(x.to(device), sigma.to(device), s.conditions(known, tokens, mood))
+                       for s in (copy.deepcopy(stage).to(device, t) for t in (None, dtype)))
+        error = (near - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+        assert 0 < error.min() and error.max() < 1e-2
 
 
 def test_low_memory_makes_the_same_film(model, monkeypatch):
