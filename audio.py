@@ -72,8 +72,8 @@ class AudioConfig:
     beats: BEATsConfig = field(default_factory=BEATsConfig)
 
     def __post_init__(self):
-        kinds = {self.speech: ("wavlm", "wav2vec2"), self.mapping: ("aligned", "released")}
-        for value, known in kinds.items():
+        kinds = (self.speech, ("wavlm", "wav2vec2")), (self.mapping, ("aligned", "released"))
+        for value, known in kinds:
             if value not in known:
                 raise ValueError(f"audio: {value!r} is not one of {known}")
         # Chunks, and the used parts of them, must consist of whole time patches of BEATs, 4 frames.

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch import multiprocessing as mp
 
-from checkpoint import fitting, header_config, load_config, load_part
+from checkpoint import fitting, header_config, load_config, load_metadata, load_part
 from emotion import emotion_curve
 from keyface import Config, KeyFace, StageConfig
 from media import FRAME_SAMPLES, InputError, read_audio, read_video
@@ -69,7 +69,7 @@ class FolderClip:
         table = path.with_suffix(".csv")
         if table.exists():
             try:
-                with open(table, newline="", encoding="utf-8") as file:
+                with open(table, newline="", encoding="utf-8-sig") as file:
                     rows = [(row["valence"], row["arousal"]) for row in csv.DictReader(file)]
                 self.mood = emotion_curve(np.array(rows, np.float32), n)
             except (KeyError, TypeError, ValueError, csv.Error, InputError):
@@ -134,8 +134,9 @@ def find_frozen(folders: list[Path]) -> tuple[Path, Config]:
         lacking = [name for name in frozen_parts(config)
                    if not (folder / f"{name}.safetensors").exists()]
         if not lacking:
-            if not whole:
-                config.vae = header_config(VAEConfig, folder / "vae.safetensors")
+            header = folder / "vae.safetensors"
+            if not whole or "config" in load_metadata(header):  # it may be newer than config.json
+                config.vae = header_config(VAEConfig, header)
             return folder, config
         problems.append(f"{folder}: lacks {', '.join(lacking)} .safetensors; run python -m "
                         "toy.train_vae and python -m toy.train_encoders first, or give --init")
@@ -205,13 +206,16 @@ def make_windows(source: FolderSource | ToySource, model: KeyFace, stage: StageC
         clip = source.clip(index)
         rng = np.random.default_rng((seed, index, stage.spacing))
         room = len(clip.mood) - span
-        if room < 0 or len(clip.mood) == stage.frames:  # no frame would be left for the portrait
+        if room < 0:
             continue
         hearing = model.interp_audio if stage.interpolation else model.audio
         sound = hearing.encode(torch.from_numpy(clip.wave), 0, len(clip.mood))  # (N, 2, D)
         for first in rng.choice(room + 1, min(per_clip, room + 1), replace=False):
             window = list(range(int(first), int(first) + span, stage.spacing))
-            pictures = torch.cat([clip.portrait(rng, window)[None], clip.frames(window)])
+            pictures = clip.frames(window)
+            # Interpolation knows its ends alone: there the identity is not looked at.
+            face = pictures[0] if stage.interpolation else clip.portrait(rng, window)
+            pictures = torch.cat([face[None], pictures])
             noise = rng.standard_normal((len(pictures), *stage.latent_shape), dtype=np.float32)
             latents = model.vae.to_latents(pictures, torch.from_numpy(noise))
             rows["identity"].append(latents[0].half())

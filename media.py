@@ -98,6 +98,8 @@ def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
     Returns (L,) float32 in [-1, 1] at 16 kHz, the mean of the channels, L >= 1.
     """
     if isinstance(source, np.ndarray):
+        if source.dtype.kind != "f":        # whole numbers have a range of their own
+            raise InputError(f"audio: floats in [-1, 1] were expected, not {source.dtype}")
         source, wave = "audio", source.astype(np.float32)
         if wave.ndim != 1 or not len(wave):
             raise InputError(f"audio: an array (L,) was expected, not of shape {wave.shape}")

@@ -2,8 +2,8 @@
 
 `python sample.py --weights released` downloads the files once through `huggingface_hub`,
 `--weights DIR` reads a folder that holds them under their published names, `--list-weights` tells
-what is there. `python released.py DIR OUT` turns a set once into a weights folder: it takes a
-quarter or half of the space and loads straight onto the device. From top to bottom: the files, the
+what is there. `python released.py DIR OUT` turns a set once into a weights folder: it takes
+about half of the space and loads straight onto the device. From top to bottom: the files, the
 names in them, finding and downloading them, reading them.
 """
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
+from itertools import pairwise
 from pathlib import Path
 
 if __name__ == "__main__":      # until `media.run`: the imports below may take a second
@@ -55,16 +56,22 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--list-weights", action="store_true", help="list the published files, and leave")
     add("--emotion", help='a name, "V,A" (valence, arousal in -1..1), "0:neutral 2.5:happy '
         '6:-0.8,-0.3", or a CSV of seconds,valence,arousal; default neutral')
-    add("--steps", type=number(int, 1, 1000), help="noise levels of the sampler")
+    add("--steps", type=number(int, 1, 1000), help="of the sampler; 10: the paper's 11 levels")
     add("--id-guidance", type=weight, help="weight of the identity in keyframes")
     add("--audio-guidance", type=weight, help="weight of the sound in keyframes")
     add("--autoguidance", type=weight, help="weight of the good over the bad model between them")
     add("--size", type=number(int, 16, 4096), help="side of the video in pixels, even")
     add("--seed", type=number(int, 0, 10**18), default=0, help="another seed, another take")
     add("--device", help="cpu, cuda, cuda:1, mps; default: the GPU if there is one")
-    add("--low-memory", action="store_true", help="slower; on the GPU is only what works")
+    add("--low-memory", action="store_true",
+        help="slower: each part is on the GPU only while it works")
     add("--sheet", type=Path, help="contact sheet to write, .png; default: beside the video")
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    for i, (option, value) in enumerate(pairwise(words)):
+        if option == "--emotion" and value[:1] == "-" and value[:2] != "--":
+            # "-0.8,-0.3" would be taken for an option.
+            words = [*words[:i], f"{option}={value}", *words[i + 2:]]
+    args = parser.parse_args(words)
     if args.size is not None and args.size % 2:
         raise InputError(f"--size: {args.size} is odd; H.264 needs an even number")
     args.sheet = args.sheet or args.out.with_suffix(".png")
@@ -141,6 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     config, size = model.config, args.size or max(model.size, 256)
     settings = {name: getattr(config, name) if getattr(args, name) is None else getattr(args, name)
                 for name in ("steps", "id_guidance", "audio_guidance", "autoguidance")}
+    if model.interp_bad is None:
+        del settings["autoguidance"]        # there is no bad model to be guided away from
     print(f"image    {args.image}\naudio    {audio} ({len(wave) / SAMPLE_RATE:.2f} s)\n"
           f"emotion  {emotion}\nweights  {args.weights} on {device}\nsettings "
           + ", ".join(f"{name} {value:g}" for name, value in settings.items())

@@ -66,13 +66,13 @@ def parse(recipe: Recipe, description: str) -> argparse.Namespace:
     add("--batch", type=int, default=recipe.batch, help="windows a step")
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=0,
-        help="processes (default: one a CPU core, one on a GPU)")
+        help="processes (default: one a core, at most --batch; on a GPU one)")
     args = parser.parse_args()
     for name in ("minutes", "windows", "batch"):
         if not getattr(args, name) > 0:
             parser.error(f"--{name} must be greater than 0")
-    if args.seed < 0 or args.workers < 0:
-        parser.error("--seed and --workers must not be negative")
+    if not 0 <= args.seed <= 10**9 or args.workers < 0:
+        parser.error("--seed must be from 0 to 1e9, --workers not negative")
     if args.resume:
         args.init = None  # --out holds it all
     return args
@@ -80,7 +80,8 @@ def parse(recipe: Recipe, description: str) -> argparse.Namespace:
 
 def assemble(args: argparse.Namespace) -> None:
     """Makes `--out` a weights folder with config.json and the frozen parts of --init, of --out
-    itself, or of the shipped weights. Raises InputError where they are missing."""
+    itself, or of the shipped weights; of --init also the bad model, which finished weights to go
+    on from no longer give. Raises InputError where they are missing."""
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,7 +89,8 @@ def assemble(args: argparse.Namespace) -> None:
     if args.resume:
         return
     source, config = find_frozen([args.init] if args.init else [args.out, SHIPPED])
-    for name in frozen_parts(config):
+    bad = args.init and (args.init / "interp_bad.safetensors").exists()
+    for name in frozen_parts(config) + ["interp_bad"] * bool(bad):
         if source.resolve() != args.out.resolve():
             with replacing(args.out / f"{name}.safetensors") as temporary:
                 shutil.copyfile(source / f"{name}.safetensors", temporary)
@@ -270,7 +272,8 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
     early_path = args.out / "interp_bad.safetensors"
     finished = state.get("finished", bool(  # weights to go on from have done the spatial half
         args.init and (args.init / f"{recipe.name}.safetensors").exists()))
-    early_due = stage.config.interpolation and not (state and early_path.exists())
+    early_due = stage.config.interpolation and not (
+        (state and early_path.exists()) or (args.init and (args.init / early_path.name).exists()))
 
     def averaged() -> Stage:
         good = Stage(stage.config).to(device).eval()

@@ -236,8 +236,8 @@ class VAE(nn.Module):
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
     def decode(self, z: Tensor, frames: int = 1) -> Tensor:
-        """Unscaled latents (N, C, h, w) -> images (N, 3, H, W), not clipped. N counts clips of
-        `frames` frames; 1, each frame alone, is the released model's way."""
+        """Unscaled latents (N, C, h, w) -> images (N, 3, H, W), not clipped. N is clips times
+        `frames`; frames = 1 decodes each frame alone, the released model's way."""
         return self.decoder(self.post_quant_conv(z), frames)
 
     def _mean_std(self, z: Tensor) -> tuple[Tensor, Tensor]:

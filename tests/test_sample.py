@@ -86,7 +86,7 @@ def files(tmp_path_factory):
 
 class Model:
     """Stands in for the real one: grey frames that know their number."""
-    size, vae = 64, None
+    size, vae, interp_bad = 64, None, None
     config = SimpleNamespace(steps=10, id_guidance=1.5, audio_guidance=2, autoguidance=1)
     trouble = None          # raised after 5 frames
 
@@ -216,6 +216,18 @@ def test_pictures_of_any_kind(tmp_path):
     ("0:neutral 0.08:1,-1 9:sad", [(0, 0), (0.5, -0.5), (1, -1)])])
 def test_emotion_curve(emotion, expected):
     assert np.allclose(emotion_curve(emotion, 3), expected)
+
+
+def test_an_emotion_may_begin_with_a_minus(capsys):
+    assert sample.arguments(["--emotion", "-0.8,-0.3", "--seed", "3"]).emotion == "-0.8,-0.3"
+    with pytest.raises(media.InputError, match="--emotion: expected one argument"):
+        sample.arguments(["--emotion", "--seed", "3"])
+
+
+@pytest.mark.parametrize("wave", [np.ones(640, np.int16), np.ones((2, 640), np.float32)])
+def test_arrays_that_are_no_sound(wave):
+    with pytest.raises(media.InputError, match="audio: .* expected, not"):
+        media.read_audio(wave)
 
 
 @pytest.mark.parametrize("seconds", [0.04, 1, 8, 60, 3600])

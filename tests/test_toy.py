@@ -4,9 +4,11 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from media import FPS, FRAME_SAMPLES
 from toy import faces, voices
+from toy.refit import fit
 from toy.vocalisations import KINDS
 from toy.world import EVENTS, STATE, make_clip, portrait
 
@@ -111,7 +113,19 @@ def test_a_portrait_is_the_same_person_in_another_mood():
     one, two = (portrait(clip, 64, np.random.default_rng(seed)) for seed in (0, 1))
     assert one.shape == (3, 64, 64) and one.abs().max() <= 1
     stranger = faces.draw(
-        *(faces.torch.from_numpy(x) for x in (make_clip(6, seconds=1).identity, faces.REST[None])),
+        *(torch.from_numpy(x) for x in (make_clip(6, seconds=1).identity, faces.REST[None])),
         64,
     )[0]
     assert 0 < (one - two).abs().mean() < (one - stranger).abs().mean()
+
+
+def test_refit_gives_the_network_what_it_was_used_to():
+    """Other features that say the same, in another basis, are found out; noise is not."""
+    g = torch.Generator().manual_seed(0)
+    old, turn = torch.randn(500, 12, generator=g), torch.randn(12, 16, generator=g)
+    weight, bias = torch.randn(5, 12, generator=g), torch.randn(5, generator=g)
+    new = old @ turn + 3
+    fitted = fit(old, new, weight, bias)
+    want = old @ weight.T + bias
+    assert torch.allclose(new @ fitted[0].T + fitted[1], want, atol=1e-4) and fitted[2] > 0.9999
+    assert fit(old, torch.randn(500, 16, generator=g), weight, bias)[2] < 0.1

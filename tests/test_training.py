@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +127,21 @@ def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, 
     assert int(float(lines[-1].split(",")[1])) == state["step"]
     assert {p.name for p in out.iterdir()} >= {"interp_curves.png", "interp_sheet.png",
                                                "interp.safetensors", "interp_bad.safetensors"}
+    more = Namespace(out=tmp_path / "more", init=out, resume=False, seed=0, batch=4, minutes=1e9)
+    training.assemble(more)  # going on from there, the bad model stays what it was
+    training.loop(0, 1, "", replace(recipe, early=0), more, windows(), windows(2),
+                  torch.device("cpu"), StopAfter(3))
+    assert {p.stem for p in more.out.glob("*.safetensors")} > {"interp", "interp_bad"}
+    assert (more.out / "interp_bad.safetensors").read_bytes() == (
+        out / "interp_bad.safetensors").read_bytes()
+
+
+def test_an_autoencoder_trained_again_brings_its_own_statistics(frozen, tmp_path):
+    out = copy(frozen, tmp_path / "out")
+    vae = replace(load_config(Config, out).vae, latent_mean=(1.0, 2.0, 3.0, 4.0))
+    save_part(out / "vae.safetensors", KeyFace(Config.tiny()).vae.state_dict(), config=asdict(vae))
+    training.assemble(Namespace(out=out, init=None, resume=False))
+    assert load_config(Config, out).vae == vae
 
 
 def test_resume_without_a_state_or_with_another_config_is_refused(frozen, tmp_path):
@@ -144,7 +159,7 @@ def test_resume_without_a_state_or_with_another_config_is_refused(frozen, tmp_pa
 @pytest.mark.parametrize("options, line", [
     (["--minutes", "0"], "--minutes must be greater than 0"),
     (["--minutes", "nan"], "--minutes must be greater than 0"),
-    (["--seed", "-1"], "--seed and --workers must not be negative"),
+    (["--seed", "-1"], "--seed must be from 0 to 1e9, --workers not negative"),
     (["--windows", "many"], "--windows: invalid int value: 'many'"),
 ])
 def test_options(options, line, capsys, monkeypatch):

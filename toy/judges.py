@@ -274,7 +274,7 @@ def measure(judges: Judges, vae: VAE, speech: int, each: int) -> dict[str, dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m toy.judges", description="Trains the judges.")
-    parser.add_argument("--minutes", type=float, default=8, help="after about 2 of drawing")
+    parser.add_argument("--minutes", type=float, default=8, help="after about 3.5 of drawing")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="has vae.safetensors")
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Trains the tiny autoencoder on drawn faces: `python -m toy.train_vae`, 20 minutes on one core.
+"""Trains the tiny autoencoder on drawn faces: `python -m toy.train_vae`, 22 minutes on one core.
 
 Every batch is drawn anew: other people, in states that are independent of each other, so that the
 latents hold a shut eye or a rounded mouth whatever the rest of the face does. Writes
@@ -155,7 +155,7 @@ def train(out: Path, minutes: float, size: int, resume: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=20, help="training time in all")
+    parser.add_argument("--minutes", type=float, default=22, help="training time in all")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
     parser.add_argument("--size", type=int, default=64, help="side of the pictures")
     parser.add_argument("--resume", action="store_true", help="continue what --out holds")

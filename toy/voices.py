@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from media import FPS, SAMPLE_RATE
+from media import FPS, SAMPLE_RATE, InputError
 
 Phoneme = tuple[float, float, str, bool]  # start_s, end_s, symbol, stressed
 
@@ -359,7 +359,7 @@ def _say(
     try:
         import espeakng_loader
     except ImportError:
-        raise RuntimeError('the toy world speaks with espeak-ng: pip install -e ".[toy]"') from None
+        raise InputError('the drawn world speaks with espeak-ng: pip install -e ".[toy]"') from None
     chunks, timed = [], []
 
     def collect(samples, count, events) -> int:
