@@ -64,13 +64,14 @@ def parse(recipe: Recipe, description: str) -> argparse.Namespace:
     add("--data", help="folder of videos with sound; without it, the drawn world")
     add("--windows", type=int, default=recipe.windows, help="training windows to prepare")
     add("--batch", type=int, default=recipe.batch, help="windows a step")
+    add("--lr", type=float, default=recipe.learning_rate, help="highest learning rate")
     add("--seed", type=int, default=0)
     add("--workers", type=int, default=0,
         help="processes (default: one a core, at most --batch; on a GPU one)")
     args = parser.parse_args()
-    for name in ("minutes", "windows", "batch"):
-        if not getattr(args, name) > 0:
-            parser.error(f"--{name} must be greater than 0")
+    for name in ("minutes", "windows", "batch", "lr"):
+        if not 0 < getattr(args, name) < math.inf:
+            parser.error(f"--{name} must be a number greater than 0")
     if not 0 <= args.seed <= 10**9 or args.workers < 0:
         parser.error("--seed must be from 0 to 1e9, --workers not negative")
     if args.resume:
@@ -257,7 +258,7 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
     stage.to(device).train()
     model.vae.to(device)
     parameters = list(stage.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.99),
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=0.01, foreach=True)
     ema = Ema(stage, recipe.ema)
     csv_path, rows = args.out / f"{recipe.name}.csv", []
@@ -325,7 +326,7 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
         warmth = min(1, (step + 1) / recipe.warmup)
         rate = max(0.5 * (1 + math.cos(math.pi * progress)), 0.02) * warmth
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * rate
+            group["lr"] = args.lr * rate
         # All that is random follows from seed, process and step: resuming needs no other state.
         torch.manual_seed((args.seed * 1000 + rank) * 10_000_000 + step)
         batch = (train.singles(batch_size * 14) if images

@@ -1,16 +1,22 @@
 """The toy world: same seed same clip, lips that close, splits apart, mouth in step with sound."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from checkpoint import header_config, load_state
 from media import FPS, FRAME_SAMPLES
-from toy import faces, voices
+from toy import faces, train_vae, voices
 from toy.refit import fit
 from toy.vocalisations import KINDS
 from toy.world import EVENTS, STATE, make_clip, portrait
+from vae import VAEConfig
+
+SHIPPED = Path(__file__).parents[1] / "weights" / "tiny"
 
 
 def same(a, b) -> bool:
@@ -129,3 +135,22 @@ def test_refit_gives_the_network_what_it_was_used_to():
     want = old @ weight.T + bias
     assert torch.allclose(new @ fitted[0].T + fitted[1], want, atol=1e-4) and fitted[2] > 0.9999
     assert fit(old, torch.randn(500, 16, generator=g), weight, bias)[2] < 0.1
+
+
+def test_the_decoder_alone_learns_and_latents_stay(tmp_path, monkeypatch):
+    """A step from the shipped weights, and one more after it. Networks rely on the latents."""
+    few = train_vae.random_faces(np.random.default_rng(0), 4, 64)
+    monkeypatch.setattr(train_vae, "random_faces", lambda rng, n, size: few)
+    monkeypatch.setattr(train_vae, "users_faces", lambda size: few)
+    before = load_file(SHIPPED / "vae.safetensors")
+    train_vae.train(tmp_path, 1e-9, 64, False, SHIPPED)
+    first = load_file(tmp_path / "vae.safetensors")
+    seconds = load_state(tmp_path / "vae.state")["seconds"]
+    train_vae.train(tmp_path, seconds / 60 + 1e-9, 64, True, None)
+    assert load_state(tmp_path / "vae.state")["step"] == 2
+    second = load_file(tmp_path / "vae.safetensors")
+    for old, new in ((before, first), (first, second)):
+        changed = {name for name in old if not torch.equal(old[name], new[name])}
+        assert changed and all(name.startswith("decoder.") for name in changed)
+    assert header_config(VAEConfig, tmp_path / "vae.safetensors") == header_config(
+        VAEConfig, SHIPPED / "vae.safetensors")

@@ -69,7 +69,8 @@ class StopAfter(dict):
 
 
 def train(out: Path, steps: int, recipe: training.Recipe = KEYFRAME, resume: bool = False) -> dict:
-    args = Namespace(out=out, init=None, resume=resume, seed=0, batch=4, minutes=recipe.minutes)
+    args = Namespace(out=out, init=None, resume=resume, seed=0, batch=4, minutes=recipe.minutes,
+                     lr=recipe.learning_rate)
     training.loop(0, 1, "", recipe, args, windows(), windows(2), torch.device("cpu"),
                   StopAfter(steps))
     return load_state(out / f"{recipe.name}.state")
@@ -127,7 +128,8 @@ def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, 
     assert int(float(lines[-1].split(",")[1])) == state["step"]
     assert {p.name for p in out.iterdir()} >= {"interp_curves.png", "interp_sheet.png",
                                                "interp.safetensors", "interp_bad.safetensors"}
-    more = Namespace(out=tmp_path / "more", init=out, resume=False, seed=0, batch=4, minutes=1e9)
+    more = Namespace(out=tmp_path / "more", init=out, resume=False, seed=0, batch=4, minutes=1e9,
+                     lr=1e-3)
     training.assemble(more)  # going on from there, the bad model stays what it was
     training.loop(0, 1, "", replace(recipe, early=0), more, windows(), windows(2),
                   torch.device("cpu"), StopAfter(3))
@@ -157,8 +159,8 @@ def test_resume_without_a_state_or_with_another_config_is_refused(frozen, tmp_pa
 
 
 @pytest.mark.parametrize("options, line", [
-    (["--minutes", "0"], "--minutes must be greater than 0"),
-    (["--minutes", "nan"], "--minutes must be greater than 0"),
+    (["--minutes", "0"], "--minutes must be a number greater than 0"),
+    (["--minutes", "nan"], "--minutes must be a number greater than 0"),
     (["--seed", "-1"], "--seed must be from 0 to 1e9, --workers not negative"),
     (["--windows", "many"], "--windows: invalid int value: 'many'"),
 ])

@@ -4,6 +4,9 @@ Every batch is drawn anew: other people, in states that are independent of each 
 latents hold a shut eye or a rounded mouth whatever the rest of the face does. Writes
 `vae.safetensors` (fp16; in its header the config with the latents' mean and standard deviation,
 and the error beyond which a picture is not familiar) and beside it `vae.state` for --resume.
+
+`--decoder DIR` goes on with the decoder of DIR alone, with weight on the eyes, whose irises are
+six pixels wide. The latents stay what they are, so that networks trained on them stay valid.
 """
 
 import argparse
@@ -17,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from checkpoint import load_state, save_part, save_state
+from checkpoint import header_config, load_part, load_state, save_part, save_state
 from toy.faces import STATE, draw, random_identity
 from vae import VAE, VAEConfig, brightness_error
 
-LR, WARM_UP, BATCH, KL = 2e-3, 200, 16, 2e-4
+LR, AGAIN_LR, WARM_UP, BATCH, KL = 2e-3, 1e-3, 200, 16, 2e-4
+AT_MOUTH, AT_EYES = 3.0, 6.0  # how much more errors weigh there; at the eyes for the decoder alone
 HELD_OUT = 10_000_000         # seeds from here on are people who never occur in training
 
 
@@ -55,10 +59,17 @@ def mouth(images: Tensor) -> Tensor:
     return images[..., round(.56 * h):round(.94 * h), round(.25 * h):round(.75 * h)]
 
 
-def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
-    """L1 + 2 L2, three times as much at the mouth, + 0.5 L1 of differences of neighbours."""
+def eyes(images: Tensor) -> Tensor:
+    """The same of the eyes."""
+    h = images.shape[-1]
+    return images[..., round(.30 * h):round(.58 * h), round(.18 * h):round(.82 * h)]
+
+
+def reconstruction_loss(x: Tensor, y: Tensor, at_eyes: float = 1.0) -> Tensor:
+    """L1 + 2 L2, more at the mouth and `at_eyes`, + 0.5 L1 of differences of neighbours."""
     weight = torch.ones(x.shape[-2:])
-    mouth(weight).fill_(3.0)
+    eyes(weight).fill_(at_eyes)
+    mouth(weight).fill_(AT_MOUTH)
     error = x - y
     loss = ((error.abs() + 2 * error.square()) * weight).mean() / weight.mean()
     return loss + .5 * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
@@ -69,10 +80,10 @@ def psnr(x: Tensor, y: Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate(vae: VAE, images: Tensor) -> tuple[float, float]:
-    """PSNR in dB of whole pictures and of their mouths."""
+def evaluate(vae: VAE, images: Tensor) -> list[float]:
+    """PSNR in dB of whole pictures, of their mouths and of their eyes."""
     decoded = vae.to_images(vae.to_latents(images))
-    return psnr(decoded, images), psnr(mouth(decoded), mouth(images))
+    return [psnr(part(decoded), part(images)) for part in (lambda x: x, mouth, eyes)]
 
 
 @torch.no_grad()
@@ -98,37 +109,51 @@ def familiar_error(vae: VAE, images: Tensor) -> float:
     return 1.1 * errors.quantile(.99).item()
 
 
-def train(out: Path, minutes: float, size: int, resume: bool) -> None:
+def train(out: Path, minutes: float, size: int, resume: bool, decoder_of: Path | None) -> None:
     torch.manual_seed(0)
-    vae = VAE(VAEConfig.tiny())
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=LR, weight_decay=1e-4)
-    step, before = 0, 0.0          # steps done, seconds trained in earlier runs
+    state = load_state(out / "vae.state") if resume else {}
+    step, before = state.get("step", 0), state.get("seconds", 0.0)  # done in earlier runs
+    only_decoder = state.get("only_decoder", decoder_of is not None)
     if resume:
-        state = load_state(out / "vae.state")
+        config = VAEConfig(**state["config"])
+    elif decoder_of:
+        config = header_config(VAEConfig, decoder_of / "vae.safetensors")
+    else:
+        config = VAEConfig.tiny()
+    vae = VAE(config)
+    if resume:
         vae.load_state_dict(state["vae"])
+    elif decoder_of:
+        load_part(decoder_of / "vae.safetensors", vae)
+    part = vae.decoder if only_decoder else vae
+    vae.requires_grad_(False)
+    part.requires_grad_(True)
+    optimizer = torch.optim.AdamW(part.parameters(), lr=LR, weight_decay=1e-4)
+    if resume:
         optimizer.load_state_dict(state["optimizer"])
-        step, before = state["step"], state["seconds"]
     held_out = random_faces(np.random.default_rng(HELD_OUT), 128, size)
     measured = random_faces(np.random.default_rng(HELD_OUT - 1), 256, size)
     familiar = users_faces(size)
     out.mkdir(parents=True, exist_ok=True)
+    # Other faces than those before: the decoder's seeds are far from the first training's.
+    first = HELD_OUT // 2 if only_decoder else 0
     start = reported = saved = time.monotonic()
     steps_then, seconds, running = step, before, 0.0
     while seconds < 60 * minutes:
         progress = seconds / (60 * minutes)               # the schedule follows the clock
         decay = .01 + .99 * math.cos(progress * math.pi / 2) ** 2
         for group in optimizer.param_groups:
-            group["lr"] = LR * min(1, (step + 1) / WARM_UP) * decay
-        x = random_faces(np.random.default_rng(step), BATCH, size)
+            group["lr"] = (AGAIN_LR if only_decoder else LR) * min(1, (step + 1) / WARM_UP) * decay
+        x = random_faces(np.random.default_rng(first + step), BATCH, size)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x)
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             y = vae.decode(mean + torch.exp(.5 * logvar) * torch.randn_like(mean)).float()
         kl = .5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = reconstruction_loss(y, x) + KL * kl
+        loss = reconstruction_loss(y, x, AT_EYES if only_decoder else 1.0) + KL * kl
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(part.parameters(), 1.0)
         optimizer.step()
         step += 1
         running += (loss.item() - running) * max(.01, 1 / (step - steps_then))
@@ -136,16 +161,17 @@ def train(out: Path, minutes: float, size: int, resume: bool) -> None:
         seconds = before + now - start
         done = seconds >= 60 * minutes
         if now - reported > 30 or done:
-            whole, at_mouth = evaluate(vae, held_out)
+            whole, at_mouth, at_eyes = evaluate(vae, held_out)
             print(f"{seconds / 60:5.1f} min  step {step}  loss {running:.4f}  {whole:.2f} dB"
-                  f"  mouth {at_mouth:.2f} dB  {(step - steps_then) / (now - start):.2f} steps/s",
-                  flush=True)
+                  f"  mouth {at_mouth:.2f} dB  eyes {at_eyes:.2f} dB"
+                  f"  {(step - steps_then) / (now - start):.2f} steps/s", flush=True)
             reported = now
         if now - saved > 120 or done:
-            config = normalised(vae, measured)
+            if not only_decoder:
+                config = normalised(vae, measured)
             save_state(out / "vae.state", {
                 "vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                "seconds": seconds})
+                "seconds": seconds, "config": asdict(config), "only_decoder": only_decoder})
             save_part(out / "vae.safetensors", vae.state_dict(), config=asdict(config), step=step,
                       familiar_error=familiar_error(vae, familiar))
             saved = now
@@ -158,9 +184,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=22, help="training time in all")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
     parser.add_argument("--size", type=int, default=64, help="side of the pictures")
-    parser.add_argument("--resume", action="store_true", help="continue what --out holds")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--decoder", type=Path, metavar="DIR", help="go on with this weights folder's "
+                     "autoencoder, of which only the decoder is trained")
+    how.add_argument("--resume", action="store_true", help="continue what --out holds")
     args = parser.parse_args()
-    train(args.out, args.minutes, args.size, args.resume)
+    train(args.out, args.minutes, args.size, args.resume, args.decoder)
 
 
 if __name__ == "__main__":
