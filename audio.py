@@ -68,7 +68,7 @@ class AudioConfig:
     chunk_frames: int = 240  # 9.6 s
     overlap_frames: int = 40
     max_whole_seconds: float = 120.0
-    wavlm: SpeechConfig = field(default_factory=SpeechConfig)
+    wavlm: SpeechConfig = field(default_factory=SpeechConfig)  # or wav2vec2's sizes
     beats: BEATsConfig = field(default_factory=BEATsConfig)
 
     def __post_init__(self):

@@ -1,4 +1,5 @@
-"""Weights on disk: a folder of config.json and one safetensors file a part; never a pickle.
+"""Weights on disk: a folder of config.json and one safetensors file a part; never a pickle
+(training state is one, read with `weights_only`).
 
 Everything is written to a temporary name and then renamed, and read with errors that name the file.
 """
@@ -74,9 +75,10 @@ def load_config(cls: type[T], folder: str | Path) -> T:
     """The dataclass `cls` from `folder`/config.json. Raises InputError where it does not fit."""
     path = Path(folder) / "config.json"
     if not Path(folder).is_dir():
-        raise InputError(f"--weights {folder}: no such folder; give one that holds config.json")
+        raise InputError(f"{folder}: no such folder; give one of weights, with config.json")
     if not path.is_file():
-        raise InputError(f"{path}: missing; --weights wants a folder that training has written")
+        raise InputError(f"{path}: missing; give a folder that training has written, or one of the "
+                         "released model's files (see sample.py --list-weights)")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
@@ -104,9 +106,9 @@ def save_config(config: object, folder: Path) -> None:
 
 def check_names(path: Path, module: nn.Module, shapes: dict[str, tuple[int, ...]],
                 others: dict[str, nn.Module] | None = None) -> None:
-    """Raises InputError, with the first five and their number, if there are names in the file
-    `path`, or shapes, that are not the module's, or names of the module's that are not there. Of
-    `others`, by name, the one is named that the file would fit instead."""
+    """Raises InputError if there are names in the file `path`, or shapes, that are not the
+    module's, or names of the module's that are not there: the first five of each kind, and how many
+    more. Of `others`, by name, the one is named that the file would fit instead."""
     def of(other: nn.Module) -> dict[str, tuple[int, ...]]:
         return {k: tuple(v.shape) for k, v in other.state_dict().items()}
 
@@ -117,13 +119,14 @@ def check_names(path: Path, module: nn.Module, shapes: dict[str, tuple[int, ...]
         if shapes == of(other):
             raise InputError(f"{path}: holds the weights of {name}, not of {path.stem}; put the "
                              "right file there")
-    problems = [f"{k} is missing" for k in expected if k not in shapes]
-    problems += [f"{k} does not belong" for k in shapes if k not in expected]
-    problems += [f"{k} is {shapes[k]}, not {v}"
-                 for k, v in expected.items() if shapes.get(k, v) != v]
-    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-    raise InputError(f"{path}: not the weights that config.json describes: "
-                     f"{'; '.join(problems[:5])}{more}")
+    kinds = ("missing", [k for k in expected if k not in shapes]), (
+        "not belonging", [k for k in shapes if k not in expected]), (
+        "of another shape", [f"{k} {shapes[k]} for {v}" for k, v in expected.items()
+                             if shapes.get(k, v) != v])
+    problems = [f"{kind}: {', '.join(names[:5])}"
+                + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+                for kind, names in kinds if names]
+    raise InputError(f"{path}: not the weights that are to be here; {'; '.join(problems)}")
 
 
 def check_values(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -131,9 +134,11 @@ def check_values(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> N
     or whole numbers where the module's are not."""
     expected = module.state_dict()
     for name, value in tensors.items():
-        if value.is_floating_point() != expected[name].is_floating_point():
-            raise InputError(f"{path}: {name} holds {value.dtype}; get the file again")
-        if not value.isfinite().all():
+        if (value.is_floating_point() != expected[name].is_floating_point()
+                or value.layout is not torch.strided or value.is_meta):
+            raise InputError(f"{path}: {name} holds {value.dtype}, {value.layout} on "
+                             f"{value.device}; get the file again")
+        if not value.float().isfinite().all():
             raise InputError(f"{path}: {name} holds values that are not finite; train or get it "
                              "again")
 
@@ -205,6 +210,14 @@ def header_config(cls: type[T], path: str | Path) -> T:
     except ValueError as error:
         raise InputError(f"{path}: its header was tampered with ({error}); get it again") from None
     return from_dict(cls, values, str(path))
+
+
+def check_header(path: Path, config: object) -> None:
+    """Raises InputError where a header's `config` is not the one beside the file: of an autoencoder
+    mixed up with another, latents would have other statistics."""
+    if "config" in load_metadata(path) and header_config(type(config), path) != config:
+        raise InputError(f"{path}: not the part that {path.parent / 'config.json'} describes; "
+                         "take both from the same folder")
 
 
 def save_part(path: str | Path, tensors: dict[str, Tensor], half: bool = True,

@@ -1,8 +1,8 @@
 """The diffusion: noise levels, preconditioning, losses, guidance, sampler (paper: preliminaries).
 
 EDM (arXiv 2206.00364) with sigma_data = 1 and v-prediction, as in Stable Video Diffusion. Pure
-functions: a network is whatever `denoise(x, sigma)` is. Latents are (B, T, C, h, w), noise levels
-sigma (B,).
+functions: to the sampler a model is whatever `guided(x, sigma)` is. Latents are (B, T, C, h, w),
+noise levels sigma (B,), of the sampler scalars.
 """
 
 import math
@@ -71,18 +71,18 @@ def autoguide(bad: Tensor, good: Tensor, weight: float) -> Tensor:
 
 
 def sample(
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    guided: Callable[[Tensor, Tensor], Tensor],
     noise: Tensor,
     sigmas: Tensor,
     after_step: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Euler steps on the probability-flow ODE; yields x after every step, the last is the sample.
 
-    denoise(x, sigma) -> D; noise is unit normal; sigmas fall to 0: the last step returns D itself.
+    guided(x, sigma) -> D; noise is unit normal; sigmas fall to 0: the last step returns D itself.
     """
     x = noise * (1 + sigmas[0] ** 2).sqrt().to(noise)
     for sigma, following in pairwise(sigmas):
-        slope = (x - denoise(x, sigma.to(x))) / sigma.to(x)
+        slope = (x - guided(x, sigma.to(x))) / sigma.to(x)
         x = x + (following - sigma).to(x) * slope
         if after_step is not None:
             x = after_step(x)

@@ -46,6 +46,8 @@ def _emotion_value(text: str, where: str = "--emotion") -> tuple[float, float]:
 def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str]:
     """Points (seconds, valence, arousal) that a user wrote, and where they stand."""
     if emotion.lower().endswith(".csv"):
+        if Path(emotion).is_fifo():  # which would be waited for
+            raise InputError(f"--emotion: {emotion}: not a file")
         try:
             rows = list(csv.reader(Path(emotion).read_text(encoding="utf-8-sig").splitlines()))
         except (OSError, UnicodeDecodeError, csv.Error) as error:

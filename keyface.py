@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import diffusion
 from audio import AudioConfig, AudioEncoder
-from checkpoint import fitting, load_config, load_part
+from checkpoint import check_header, fitting, load_config, load_part
 from emotion import emotion_curve
 from media import InputError, frame_count, read_audio, read_image
 from unet import UNet, UNetConfig, sinusoid
@@ -65,7 +65,7 @@ class Config:
     interp_audio: AudioConfig | None = field(default_factory=lambda: AudioConfig.full("wav2vec2"))
     size: int = 512  # side of the image in pixels
     dummy_first: bool = True  # released: a window's first frame repeats the identity, thrown away
-    average_shared: bool = False  # ours: copies of a shared frame agree at each step, not at last
+    average_shared: bool = False  # the paper: copies of a shared frame agree at each step
     steps: int = 10
     id_guidance: float = 2.0
     audio_guidance: float = 5.0
@@ -77,12 +77,13 @@ class Config:
         latent = (v.z_channels, *[self.size / 2 ** (len(v.ch_mult) - 1)] * 2)
         fits = {"latent_shape": a.latent_shape == b.latent_shape == latent,
                 "audio_dim": a.audio_dim == b.audio_dim == self.audio.width == w.width,
-                "frames": b.frames == a.spacing + 1 > 1 < a.frames,
+                "frames": b.frames == a.spacing + 1 and a.frames > 1,  # from keyframe to keyframe
                 "num_head_channels": not any(s.unet.model_channels % s.unet.num_head_channels
                                              for s in (a, b)),
                 "latent_mean": {len(m) for m in (v.latent_mean, v.latent_std) if m} <= {latent[0]}}
-        if not all(fits.values()):
-            raise ValueError(f"{min(fits, key=fits.get)} does not fit the other fields")
+        for name, fit in fits.items():
+            if not fit:
+                raise ValueError(f"{name} does not fit the other fields")
         return self
 
     @staticmethod
@@ -267,6 +268,11 @@ class Plan:
         return self.frames - self.dummy_first
 
     @property
+    def windows(self) -> int:
+        """Windows of keyframes."""
+        return -(-self.keyframes // self.per_window)
+
+    @property
     def groups(self) -> int:
         """Groups of segments: those of one window, the last to the next window's first keyframe."""
         return max(1, -(-(self.keyframes - 1) // self.per_window))
@@ -285,7 +291,7 @@ class Plan:
     @property
     def padded(self) -> int:
         """Frames of sound and emotion that the plan looks at, some of them past the end."""
-        return self.window(-(-self.keyframes // self.per_window) - 1)[-1] + 1
+        return self.window(self.windows - 1)[-1] + 1
 
 
 # ---- the generator ----------------------------------------------------------------------------
@@ -329,6 +335,8 @@ class KeyFace:
             model.interp_bad = None
         for name, module in model.parts().items():
             load_part(Path(folder) / f"{name}.safetensors", module, model.device, model.parts())
+            if name == "vae":
+                check_header(Path(folder) / "vae.safetensors", model.config.vae)
             module.eval().requires_grad_(False).to("cpu" if low_memory else device)
         return model
 
@@ -379,6 +387,9 @@ class KeyFace:
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
         self.bring("vae")
         identity = self.vae.to_latents(pixels)  # (1, C, h, w)
+        if c.dummy_first:
+            self.bring("wavlm", "beats")
+            dummy = self.audio.encode(wave, 0, 1)  # (1, 2, D)
         report = progress or (lambda *_: None)
         few = 1 if self.low_memory else 4  # more at a time are no faster, and fill a GPU's memory
 
@@ -388,8 +399,8 @@ class KeyFace:
             first, last = frames[plan.dummy_first], frames[-1]
             self.bring("wavlm", "beats")
             sound = self.audio.encode(wave, first, last + 1)[::plan.spacing]
-            if plan.dummy_first:  # not as one range from frame 0, whose memory would grow with time
-                sound = torch.cat([self.audio.encode(wave, 0, 1), sound])
+            if plan.dummy_first:
+                sound = torch.cat([dummy, sound])  # (T, 2, D)
             self.bring("keyframe")
             known = self.keyframe.conditions(identity, sound[None], curve[frames][None])
             shape = (1, c.keyframe.frames, *identity.shape[1:])
@@ -399,7 +410,7 @@ class KeyFace:
                                       batched=not self.low_memory)
             for i, x in enumerate(diffusion.sample(guided, noise.to(self.device), sigmas)):
                 done = window * (len(sigmas) - 1) + i + 1
-                report("keyframes", done, windows * (len(sigmas) - 1))
+                report("keyframes", done, plan.windows * (len(sigmas) - 1))
             return x[0, plan.dummy_first:]
 
         def between(group: int, keys: Tensor) -> Tensor:
@@ -428,12 +439,11 @@ class KeyFace:
                 report("frames", done, (plan.keyframes - 1) * (len(sigmas) - 1))
             return diffusion.merge(x)
 
-        windows = -(-plan.keyframes // plan.per_window)
         span = plan.per_window * plan.spacing  # frames a group
         first = max(start - 1, 0) // span  # the group that writes `start`
         current = keyframes(first)
         for group in range(first, plan.groups):
-            following = keyframes(group + 1) if group + 1 < windows else None
+            following = keyframes(group + 1) if group + 1 < plan.windows else None
             if plan.keyframes == 1:
                 latents = current[:1]
             else:

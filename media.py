@@ -109,12 +109,14 @@ def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
                                               "-ar", str(SAMPLE_RATE)], "Audio")
         offset, _, _, _, channels = struct.unpack(">5I", data[4:24])
         wave = np.frombuffer(data, ">f4", offset=offset).reshape(-1, channels)
-        wave = wave.mean(1, dtype=np.float32)                               # (L,)
+        with np.errstate(over="ignore"):
+            wave = wave.mean(1, dtype=np.float32)                           # (L,)
         if not len(wave):
             raise InputError(f"{source}: holds no sound")
         # Compressed sound that stops early is no error to ffmpeg: the stated duration tells.
         stated = re.search(r"Duration: (\d+):(\d+):([\d.]+)", report)
-        known = stated and "Video:" not in report and "Estimating duration" not in report
+        filmed = re.search(r"Video:(?!.*attached pic)", report)     # a cover is no film
+        known = stated and not filmed and "Estimating duration" not in report
         hours, minutes, seconds = map(float, stated.groups() if known else (0, 0, 0))
         lacking = 3600 * hours + 60 * minutes + seconds - len(wave) / SAMPLE_RATE
         if lacking > 0.25 or _ends_within_page(source):
@@ -126,6 +128,8 @@ def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
 
 def _open_image(path: Path) -> Image.Image:
     """First picture of a file, turned upright, as RGB over white."""
+    if path.is_fifo():      # which would be waited for
+        raise InputError(f"{path}: not a file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -190,9 +194,9 @@ def check_output(path: Path | str, endings: tuple[str, ...], option: str) -> Pat
     path = Path(path)
     if path.suffix.lower() not in endings:
         raise InputError(f"{option}: {path} must end in {' or '.join(endings)}")
-    if path.is_dir():
-        raise InputError(f"{option}: {path} is a folder; name a file")
     try:
+        if path.is_dir():
+            raise InputError(f"{option}: {path} is a folder; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -214,7 +218,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises OSError that names `path`.
     """
-    folder = path.parent / f".{path.name}.{secrets.token_hex(4)}"
+    folder = path.parent / f".keyface.{secrets.token_hex(4)}"  # not of the name, which may be long
     _unfinished.add(folder)         # before it is there: a signal may come at any time
     try:
         folder.mkdir(0o700)
@@ -336,8 +340,11 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     """
     try:
         with _signals_end_the_process():
+            if hasattr(sys.stdout, "reconfigure"):
+                sys.stdout.reconfigure(errors="backslashreplace")   # for names of any bytes
             main(argv)
-            sys.stdout.flush()
+            if sys.stdout:                          # None where it was closed from the start
+                sys.stdout.flush()
         return 0
     except InputError as error:
         status, line = 2, str(error)
@@ -348,7 +355,8 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     except MemoryError as error:
         status, line = 1, _short_of_memory(str(error))
     except RuntimeError as error:                   # torch has no MemoryError of its own
-        if not re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)):
+        short = "out of memory|can't allocate memory|ALLOC_FAILED|could not \\w+ a primitive"
+        if not re.search(short, str(error)):
             raise
         status, line = 1, _short_of_memory(str(error))
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)

@@ -1,16 +1,15 @@
 """The released weights: where the published files are, and what their names mean here.
 
-`python sample.py --weights released` downloads the files once through `huggingface_hub`,
-`--weights DIR` reads a folder that holds them under their published names, `--list-weights` tells
-what is there. `python released.py DIR OUT` turns a set once into a weights folder: it takes
-about half of the space and loads straight onto the device. From top to bottom: the files, the
-names in them, finding and downloading them, reading them.
+`python sample.py --weights released` downloads the files once, `--weights DIR` reads a folder of
+them, `--list-weights` tells what is there. `python released.py DIR OUT` turns a set once into a
+weights folder: it takes about half of the space and loads straight onto the device.
 """
 
 import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import ENOSPC
 from fnmatch import fnmatch
@@ -38,8 +37,6 @@ BEATS_FILE = "checkpoints/BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
 
 @dataclass(frozen=True)
 class Published:
-    """One published file."""
-
     part: str  # what it becomes in a weights folder
     purpose: str
     repository: str  # on huggingface.co
@@ -169,34 +166,34 @@ def renamed(part: str, published: dict[str, T]) -> dict[str, T]:
             if name in result:
                 raise InputError(f"{part}: two of the published names both mean {name}")
             result[name] = value
-    if part == "vae" and any(name.startswith("decoder.up_blocks.") for name in published):
-        # The decoder's levels are numbered from the coarsest there, from the finest here.
-        deepest = max(int(name.split(".")[2]) for name in result if name.startswith("decoder.up."))
-        turned = numbered("decoder.up.{}", lambda i, _: deepest - i)
+    levels = re.findall(r"\bdecoder\.up_blocks\.(\d+)\.", " ".join(published))
+    if part == "vae" and levels:  # numbered from the coarsest there, from the finest here
+        turned = numbered("decoder.up.{}", lambda i, _: max(map(int, levels)) - i)
         result = {re.sub(r"decoder\.up\.(\d+)", turned, k): v for k, v in result.items()}
     return result
 
 
 def autoencoder(published: dict[str, Tensor], quant_conv: bool = False) -> dict[str, Tensor]:
-    """Tensors of `VAE` from those of SVD's file or `diffusers`'. `diffusers` has matrices for the
-    1x1 convolutions of the attention, and one such (`quant_conv`) behind the encoder's last
-    convolution, which is folded into it unless it is to be kept."""
+    """Tensors of `VAE` from those of SVD's file or `diffusers`', which has matrices for attention's
+    1x1 convolutions, and one (`quant_conv`, kept on request) that the encoder's last takes in."""
     tensors = {k: v[:, :, None, None] if ".attn_1." in k and v.ndim == 2 else v
                for k, v in renamed("vae", published).items()}
     if "quant_conv.weight" in tensors and not quant_conv:
-        matrix = tensors.pop("quant_conv.weight").flatten(1).float()  # (8, 8)
-        weight, bias = (tensors[f"encoder.conv_out.{k}"].float() for k in ("weight", "bias"))
-        tensors["encoder.conv_out.weight"] = torch.einsum("oi,ichw->ochw", matrix, weight)
-        tensors["encoder.conv_out.bias"] = matrix @ bias + tensors.pop("quant_conv.bias").float()
+        with suppress(KeyError, IndexError, RuntimeError):  # `check_names` will tell
+            matrix = tensors["quant_conv.weight"].flatten(1).float()  # (8, 8)
+            weight, bias = (tensors[f"encoder.conv_out.{k}"].float() for k in ("weight", "bias"))
+            weight = torch.einsum("oi,ichw->ochw", matrix, weight)
+            bias = matrix @ bias + tensors["quant_conv.bias"].float()
+            tensors |= {"encoder.conv_out.weight": weight, "encoder.conv_out.bias": bias}
+            del tensors["quant_conv.weight"], tensors["quant_conv.bias"]
     return tensors
 
 
 # ---- finding and downloading -------------------------------------------------------------------
 
 
-def shortest(folder: Path, file: str) -> Path | None:
+def shortest(place: Path) -> Path | None:
     """The file of that name, or of those of a pattern the one of the shortest name."""
-    place = folder / file
     found = [path for path in place.parent.glob(place.name) if path.is_file()]
     return min(found, key=lambda path: (len(path.name), path.name), default=None)
 
@@ -206,26 +203,26 @@ def find(row: Published, weights: str | Path) -> Path | None:
     folders; for "released" in FOLDER, or as downloaded once."""
     released = str(weights) == "released"
     folder = FOLDER if released else Path(weights)
-    places = [(folder / row.repository.split("/")[1], row.file), (folder, row.file),
-              (folder, Path(row.file).name)]
+    places = [folder / row.repository.split("/")[1] / row.file, folder / row.file,
+              folder / Path(row.file).name]
     if released:  # the cache has a folder for each state of a repository; the newest first
         cache = Path(constants.HF_HUB_CACHE) / f"models--{row.repository.replace('/', '--')}"
         states = sorted(cache.glob("snapshots/*"), key=lambda p: p.stat().st_mtime, reverse=True)
-        places += [(state, row.file) for state in states]
-    return next((path for each in places if (path := shortest(*each))), None)
+        places += [state / row.file for state in states]
+    return next((path for place in places if (path := shortest(place))), None)
 
 
 def download(row: Published, weights: str | Path) -> Path:
     """Gets a file of "released" from the hub, which gives none its name before it is whole. Raises
-    InputError, which says what to do, if it cannot be had; always for a folder."""
+    InputError, saying what to do, if it cannot be had."""
     try:
         if str(weights) != "released":
             raise FileNotFoundError
         name = row.file
         if "*" in name:
             siblings = model_info(row.repository, timeout=PATIENCE).siblings
-            names = [s.rfilename for s in siblings if fnmatch(s.rfilename, row.file)]
-            name = min(names, key=len, default=row.file)
+            names = (s.rfilename for s in siblings)
+            name = min((n for n in names if fnmatch(n, name)), key=len, default=name)
         return Path(hf_hub_download(row.repository, name, etag_timeout=PATIENCE))
     except errors.GatedRepoError:
         reason = f"{row.repository} wants its licence accepted"
@@ -241,8 +238,9 @@ def download(row: Published, weights: str | Path) -> Path:
         reason = f"{row.repository} does not answer ({type(error).__name__})"
     folder = FOLDER if str(weights) == "released" else Path(weights)
     licence = " (accept its licence there and log in with `hf auth login`)" if row.gated else ""
-    raise InputError(f"--weights {weights}: {reason}; get {row.file} from https://huggingface.co/"
-                     f"{row.repository}{licence} and put it at {folder / row.file}")
+    like = "a file like " * ("*" in row.file)
+    raise InputError(f"weights {weights}: {reason}; get {like}{row.file} from https://huggingface"
+                     f".co/{row.repository}{licence} and put it into {(folder / row.file).parent}")
 
 
 def obtain(weights: str | Path) -> dict[str, Path]:
@@ -250,16 +248,15 @@ def obtain(weights: str | Path) -> dict[str, Path]:
     downloaded. Raises InputError for the first that cannot be had."""
     files = {row.part: path for row in reversed(FILES) if (path := find(row, weights))}
     if not files and str(weights) != "released":
-        raise InputError(f"--weights {weights}: holds neither a config.json nor any of the "
-                         "released model's files; see --list-weights")
+        lack = "holds no config.json, nor" if Path(weights).is_dir() else "no folder; give one of"
+        raise InputError(f"{weights}: {lack} the released model's files (see --list-weights)")
     for part in dict.fromkeys(row.part for row in FILES if row.part not in files):
         problem = None
-        for row in FILES:
-            if row.part == part and part not in files:
-                try:
-                    files[part] = download(row, weights)
-                except InputError as error:
-                    problem = problem or error
+        for row in (row for row in FILES if row.part == part and part not in files):
+            try:
+                files[part] = download(row, weights)
+            except InputError as error:
+                problem = problem or error
         if problem and part not in files:
             if part != OPTIONAL:
                 raise problem
@@ -270,7 +267,8 @@ def obtain(weights: str | Path) -> dict[str, Path]:
 def listing(weights: str | Path) -> str:
     """A line for each published file: whether it is here, its size, its use, and where it is."""
     places = f"{FOLDER}, {constants.HF_HUB_CACHE}" if str(weights) == "released" else weights
-    lines = [f"looked for in {places}"]
+    converted = str(weights) == "released" and (FOLDER / "config.json").exists()
+    lines = [f"looked for in {places}" + "; not needed, converted there already" * converted]
     for row in FILES:
         path = find(row, weights)
         size = f"{path.stat().st_size / 1e9:.2f}" if path else f"~{row.gigabytes}"
@@ -290,16 +288,16 @@ def read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # noqa: BLE001 (damaged ones raise nearly anything)
-        more = re.search(r"Unsupported \w+:?( GLOBAL)? (\S+)", str(error))
-        if more:
-            raise InputError(f"{path}: refused, reading it would run code ({more[2]}): more than "
+        if more := re.search(r"[Uu]nsupported (?:\w+:? )?GLOBAL (\S+)", str(error)):
+            raise InputError(f"{path}: refused, reading it would run code ({more[1]}): more than "
                              "tensors and plain values is in it") from None
         reason = str(error).strip().split("\n")[0][:100]
         raise InputError(f"{path}: damaged or cut off ({reason}); get it again") from None
     for entry in ("module", "model"):
         if isinstance(content, dict) and isinstance(content.get(entry), dict):
             content = content[entry]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise InputError(f"{path}: holds no tensors by name; get it again")
     return content
 
@@ -314,20 +312,18 @@ def check_stage(part: str, path: Path, published: dict[str, Tensor]) -> None:
 
 def check_decoder(path: Path, ours: dict[str, Tensor], keyframe: Path,
                   theirs: dict[str, Tensor]) -> None:
-    """Raises InputError if the autoencoder of a file is not the one that keyframes were trained
-    with, whose decoder (`theirs`) is in their checkpoint. Precision may differ."""
+    """Raises InputError if an autoencoder is not that of the keyframes' checkpoint (`theirs`)."""
     for name, value in theirs.items():
-        error = (ours[name].float() - value.float()).norm() if name in ours else torch.inf
-        if error > 0.05 * value.float().norm():
+        alike = name in ours and ours[name].shape == value.shape
+        if not alike or (ours[name].float() - value.float()).norm() > 0.05 * value.float().norm():
             raise InputError(f"{path}: not the autoencoder that {keyframe} was trained with "
                              f"({name} differs); it is that of {SVD}")
 
 
 def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
                    ) -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
-    """Name, module and tensors of each part of `model`, whose modules may be on the meta device.
-    Networks in `dtype`; the rest, a tenth of the whole, in float32. Raises InputError for a file
-    that is not what it is to be."""
+    """Name, module (maybe on the meta device) and tensors of each part of `model`: networks in
+    `dtype`, the rest in float32. Raises InputError for a file that is not what it is to be."""
     if "interp_bad" not in files:
         model.interp_bad = None
     decoder, projection = {}, {}
@@ -337,8 +333,8 @@ def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
         check_stage(part, path, published)
         tensors = autoencoder(published) if part == "vae" else renamed(part, published)
         if part == "keyframe":
-            names = [name for name in published if "first_stage_model.decoder." in name]
-            decoder = {name.partition("first_stage_model.")[2]: published[name] for name in names}
+            decoder = {name.partition("first_stage_model.")[2]: value for name, value in
+                       published.items() if "first_stage_model.decoder." in name}
         elif part == "interp":
             projection = {k: v for k, v in tensors.items() if k.startswith("audio_proj.")}
         elif part == "interp_bad":
@@ -348,7 +344,7 @@ def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
         surplus = {re.sub(r"^_forward_module\.", "", name).split(".")[0]
                    for name in published if not renamed(part, {name: None})}
         if surplus:
-            print(f"{path.name}: left out what is not needed here: {', '.join(sorted(surplus))}")
+            print(f"{path.name}: left out, not needed here: {', '.join(sorted(surplus))}")
         if part == "vae":
             check_decoder(path, tensors, files["keyframe"], decoder)
         dtype_here = dtype if part in NETWORKS else torch.float32
@@ -375,12 +371,16 @@ def convert(weights: str | Path, out: Path, dtype: torch.dtype = torch.bfloat16,
             config: Config | None = None) -> None:
     """Writes the published files of a folder, or of "released", as the weights folder `out`.
     config.json comes last: without it a half-written folder is none."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: {error.strerror}; name a folder to write") from None
     files = obtain(weights)
     with torch.device("meta"):
         model = KeyFace(config or Config())
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").unlink(missing_ok=True)
     for part, _, tensors in released_parts(files, model, dtype):
+        for name in ("config.json", f"{OPTIONAL}.safetensors") if part == "keyframe" else ():
+            (out / name).unlink(missing_ok=True)  # of an earlier set; once a part of this is good
         save_part(out / f"{part}.safetensors", tensors, half=False, source=files[part].name)
         print(f"wrote    {out / part}.safetensors from {files[part]}", flush=True)
     save_config(model.config, out)

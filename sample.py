@@ -74,6 +74,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(words)
     if args.size is not None and args.size % 2:
         raise InputError(f"--size: {args.size} is odd; H.264 needs an even number")
+    if not args.out.name:
+        raise InputError(f"--out: {args.out} is a folder; name a file, .mp4")
     args.sheet = args.sheet or args.out.with_suffix(".png")
     return args
 
@@ -90,7 +92,7 @@ def pick_device(name: str | None) -> str:
     if not (index or "0").isdecimal() or int(index or 0) >= there.get(kind, 0):
         found = [name for name, count in there.items() if count]
         raise InputError(f'--device: "{name}" is not here; there is {", ".join(found)}')
-    return name
+    return f"{kind}:{int(index)}" if index and kind != "cpu" else kind
 
 
 # ------------------------------------------------------------------------------------- the program
@@ -131,7 +133,12 @@ def main(argv: list[str] | None = None) -> None:
     audio = args.audio or AUDIO
     emotion = args.emotion if args.emotion is not None else "neutral" if args.audio else EMOTION
     for option, path in (("--image", args.image), ("--audio", audio)):
-        if path.exists() and path.resolve() in (args.out.resolve(), args.sheet.resolve()):
+        try:
+            same = path.exists() and path.resolve() in (args.out.resolve(), args.sheet.resolve())
+        except (OSError, RuntimeError) as error:    # no right to look, a name too long, a loop
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{option} {path}, --out {args.out}: {reason}") from None
+        if same:
             raise InputError(f"{option}: {path} would be overwritten; choose another --out")
     wave = media.read_audio(audio)
     picture = media.read_image(args.image)

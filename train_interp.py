@@ -1,4 +1,5 @@
-"""Trains stage 2, interpolation between keyframes, from the keyframe weights in --out."""
+"""Trains stage 2, interpolation between keyframes, from the keyframe weights in --out, or goes on
+from those of --init."""
 
 import sys
 

@@ -207,8 +207,15 @@ def run(recipe: Recipe, description: str) -> int:
     """Prepares data, trains, and returns the exit status: 0, 2 for bad input, 1 for trouble with
     the machine, 130 or 143 after a signal."""
     stop = {}
-    for number in SIGNALS:  # until training begins there is nothing to save; a second one is late
-        signal.signal(number, lambda n, _: stop or sys.exit(128 + stop.setdefault("signal", n)))
+
+    def leave(number: int, _) -> None:
+        """Until training begins there is nothing to save. A second signal comes too late."""
+        if not stop:
+            stop["signal"] = number
+            sys.exit(128 + number)
+
+    for number in SIGNALS:
+        signal.signal(number, leave)
     try:
         args = parse(recipe, description)
         assemble(args)
@@ -271,10 +278,11 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
     metadata = {"config": asdict(stage.config), "version": checkpoint.code_version(),
                 "seed": args.seed}
     early_path = args.out / "interp_bad.safetensors"
-    finished = state.get("finished", bool(  # weights to go on from have done the spatial half
-        args.init and (args.init / f"{recipe.name}.safetensors").exists()))
-    early_due = stage.config.interpolation and not (
-        (state and early_path.exists()) or (args.init and (args.init / early_path.name).exists()))
+    # Weights to go on from have done the spatial half.
+    going_on = bool(args.init) and (args.init / f"{recipe.name}.safetensors").exists()
+    finished = state.get("finished", going_on)
+    given = args.init or (args.out if state else None)
+    early_due = stage.config.interpolation and not (given and (given / early_path.name).exists())
 
     def averaged() -> Stage:
         good = Stage(stage.config).to(device).eval()

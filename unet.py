@@ -108,8 +108,9 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(GroupNorm(groups, channels), nn.SiLU(inplace=True),
                                        conv(channels, out_channels))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
-        self.out_layers = nn.Sequential(GroupNorm(groups, out_channels), nn.SiLU(inplace=True),
-                                        nn.Identity(), conv(out_channels, out_channels))
+        self.out_layers = nn.Sequential(  # Identity: the place of a dropout, counted in the names
+            GroupNorm(groups, out_channels), nn.SiLU(inplace=True), nn.Identity(),
+            conv(out_channels, out_channels))
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
@@ -262,7 +263,7 @@ class UNet(nn.Module):
             return SpatioTemporalTransformer(dim, c.context_dim, c.num_head_channels, groups)
 
         self.time_embed = mlp(m)
-        self.label_emb = nn.Sequential(mlp(c.emotion_dim + c.context_dim))
+        self.label_emb = nn.Sequential(mlp(c.emotion_dim + c.context_dim))  # label_emb.0.* there
 
         self.input_blocks = nn.ModuleList(
             [nn.ModuleList([nn.Conv2d(c.in_channels, m, 3, padding=1)])])

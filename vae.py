@@ -140,8 +140,9 @@ class Attention(nn.Module):
 class Middle(nn.Module):
     def __init__(self, channels: int, groups: int, temporal: bool):
         super().__init__()
-        self.block_1, self.block_2 = (ResBlock(channels, channels, groups, temporal) for _ in "12")
+        self.block_1 = ResBlock(channels, channels, groups, temporal)
         self.attn_1 = Attention(channels, groups)
+        self.block_2 = ResBlock(channels, channels, groups, temporal)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         x = self.attn_1(self.block_1.mix_time(self.block_1(x), frames))
@@ -211,8 +212,8 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, frames: int) -> Tensor:
         z = z.contiguous(memory_format=torch.channels_last)    # a CPU's convolutions copy all else
         x = self.up[-1].run(self.mid(self.conv_in(z), frames), frames)
-        for coarser, level in zip(self.up[:0:-1], self.up[-2::-1]):
-            x = level.run(coarser.upsample(x), frames)
+        for i in reversed(range(len(self.up) - 1)):
+            x = self.up[i].run(self.up[i + 1].upsample(x), frames)
         x = self.conv_out(F.silu(self.norm_out(x), inplace=True))
         if hasattr(self.conv_out, "time_mix_conv"):
             x = over_time(self.conv_out.time_mix_conv, x, frames)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from keyface import KeyFace, Plan
-from media import FPS, SAMPLE_RATE, read_audio
+from media import FPS, SAMPLE_RATE, read_audio, run
 
 
 def resident() -> float:
@@ -27,10 +27,10 @@ def resident() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--minutes", type=int, default=10, help="of sound, at least 3 (default 10)")
-    minutes = parser.parse_args().minutes
+    minutes = parser.parse_args(argv).minutes
     if minutes < 3:
         parser.error("--minutes: the growth after the second needs at least 3")
 
@@ -53,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

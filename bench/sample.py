@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffusion import schedule
 from keyface import Config, KeyFace, Plan
-from media import FPS, SAMPLE_RATE, frame_count, read_audio, read_image, write_video
+from media import FPS, SAMPLE_RATE, frame_count, read_audio, read_image, run, write_video
 from sample import AUDIO, EMOTION, IMAGE, WEIGHTS, pick_device
 
 
@@ -61,17 +61,16 @@ def needed(config: Config, frames: int, bad: bool) -> dict[str, int]:
     """Network evaluations that the method needs for a film of so many frames, by stage."""
     plan = Plan(frames, config.keyframe.spacing, config.keyframe.frames, config.dummy_first)
     levels = len(schedule(config.steps)) - 1
-    windows = -(-plan.keyframes // plan.per_window)
-    return {"keyframes": 3 * levels * windows,
+    return {"keyframes": 3 * levels * plan.windows,
             "interpolation": (1 + bad) * levels * (plan.keyframes - 1)}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--seconds", type=float, default=1e6, help="use only so much of the sound")
     parser.add_argument("--device", help="default: the GPU if there is one")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     device = pick_device(args.device)
     clock = Clock(device)
@@ -87,7 +86,8 @@ def main() -> None:
         stages.append(("interpolation", model.interp_bad))
     for name, stage in stages:
         stage.denoise = clock.part(name, stage.denoise)
-    model.audio.encode = clock.part("sound encoders", model.audio.encode)
+    for hearing in {model.audio, model.interp_audio}:  # of the tiny model one and the same
+        hearing.encode = clock.part("sound encoders", hearing.encode)
     model.vae.to_latents = clock.part("VAE encoding", model.vae.to_latents)
     model.vae.to_images = clock.part("VAE decoding", model.vae.to_images)
 
@@ -119,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -18,6 +18,7 @@ from diffusion import (
     latent_loss,
     loss_weight,
     merge,
+    pixel_loss,
     sample,
     scalings,
     schedule,
@@ -73,16 +74,14 @@ def test_vae(fx):
     pixel = fx.config["pixel"]
     t, frames = pixel["selected_frame"], pixel["T"]
     sigma, output = fx["pixel.sigma"], fx["pixel.model_output"]
-    weight = (sigma.square() + 1) / sigma.square()  # (B,)
     decoded = vae.to_images(output[t::frames])  # (B, 3, H, W)
     fx.close("pixel.decoded_clipped", decoded, atol)
-    error = (decoded - fx["pixel.original_frames"][:, :, t]).square().mean((1, 2, 3))
-    l2 = pixel["weight_pixel"] * (weight * error).mean()
+    original = fx["pixel.original_frames"][:, :, t]
+    l2 = pixel["weight_pixel"] * pixel_loss(decoded, original, sigma)
     fx.close("pixel.l2", l2[None], atol, 1e-6)
-    target = fx["pixel.target"].transpose(1, 2).flatten(0, 1)  # (B*T, 4, h, w)
-    error = weight.repeat_interleave(frames)[:, None, None, None] * (output - target).square()
-    error[:, :, error.shape[2] // 2 :] *= pixel["lambda_lower"]
-    per_frame = error.mean((1, 2, 3))  # (B*T,)
+    target = fx["pixel.target"].transpose(1, 2)  # (B, T, 4, h, w)
+    output = output.unflatten(0, (-1, frames))
+    per_frame = latent_loss(output, target, sigma, pixel["lambda_lower"]).flatten()  # (B*T,)
     fx.close("pixel.latent_loss_per_frame", per_frame, atol, 1e-6)
     fx.close("pixel.total_per_frame", per_frame + l2, atol, 1e-6)
     fx.close("pixel.total_mean", (per_frame + l2).mean()[None], atol, 1e-6)

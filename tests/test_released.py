@@ -92,13 +92,36 @@ def test_every_name_and_shape_of_hearing(full):
 
 
 @pytest.mark.parametrize("kind, part, prefix", [("unet", "keyframe", "unet."), ("vae", "vae", "")])
-def test_each_name_has_one_counterpart_in_diffusers(kind, part, prefix):
+def test_each_name_has_one_counterpart_in_diffusers(full, kind, part, prefix):
     pairs = KEYS["map_svd"][kind]
     named = {theirs: theirs for theirs in pairs.values()}
     assert len(named) == len(pairs)
     assert released.renamed(part, named) == {prefix + k: v for k, v in pairs.items()}
     surplus = KEYS["svd_diffusers"][kind].keys() - named.keys()
     assert surplus == ({"quant_conv.weight", "quant_conv.bias"} if kind == "vae" else set())
+    # And from ours to theirs: what a checkpoint holds beyond them is KeyFace's own.
+    back = {prefix + ours: theirs for ours, theirs in pairs.items()}
+    for stage in ("keyframe", "interp") if kind == "unet" else ("vae",):
+        own = shapes(full.parts()[stage]).keys() - back.keys()
+        assert own == {"vae": set(), "keyframe": {"audio_proj.weight", "audio_proj.bias"},
+                       "interp": {"audio_proj.weight", "audio_proj.bias", "learned_mask"}}[stage]
+
+
+def test_shapes_and_totals_of_svd_in_diffusers(full):
+    theirs = KEYS["svd_diffusers"]
+    for kind, total in theirs["totals"].items():
+        assert len(theirs[kind]) == total["tensors"]
+        assert sum(int(np.prod(s)) for s in theirs[kind].values()) == total["parameters"]
+    for stage, differs in KEYS["map_svd"]["shape_differs"].items():
+        ours, given = shapes(full.parts()[stage]), released.renamed(stage, theirs["unet"])
+        assert {name.removeprefix("unet."): [ours[name], shape] for name, shape in given.items()
+                if ours[name] != shape} == differs
+
+
+def test_the_identity_embedders_autoencoder_is_left_out():
+    names = {f"_forward_module.{k}": k for k in KEYS["vae"]["shapes"] if "conditioner." in k}
+    assert len(names) == KEYS["vae"]["groups"]["conditioner.embedders.0"]["tensors"]
+    assert not released.renamed("keyframe", names)
 
 
 def test_two_names_for_one_tensor_are_refused():
@@ -320,11 +343,11 @@ WRONG = {
     "the wrong stage": (swap(INTERP, KEYFRAME), "interpolation.pt: .* of keyframe .* of interp "),
     "the wrong stage, the other way": (swap(KEYFRAME, INTERP), "of interp .* of keyframe"),
     "missing": (edit(KEYFRAME, lambda t: t.pop(OFFICIAL + "0.bias")),
-                "unet.time_embed.0.bias is missing"),
-    "seven": (edit(INTERP, lose_seven), "is missing; .*and 2 more"),
-    "surplus": (edit(KEYFRAME, lambda t: t.update(new=torch.ones(1))), "new does not belong"),
+                "missing: unet.time_embed.0.bias$"),
+    "seven": (edit(INTERP, lose_seven), "here; missing: .*to_q.weight, .* and 2 more$"),
+    "surplus": (edit(KEYFRAME, lambda t: t.update(new=torch.ones(1))), "not belonging: new$"),
     "misshapen": (edit(KEYFRAME, lambda t: t.update({OFFICIAL + "0.bias": torch.ones(3)})),
-                  r"unet.time_embed.0.bias is \(3,\), not \(32,\)"),
+                  r"of another shape: unet.time_embed.0.bias \(3,\) for \(32,\)"),
     "of a stage, for the ears": (swap("checkpoints/WavLM-Base+.pt", INTERP),
                                  "a checkpoint of interp stands where one of wavlm belongs"),
     "not finite": (edit(KEYFRAME, lambda t: t[OFFICIAL + "0.bias"].fill_(torch.nan)),
@@ -334,7 +357,18 @@ WRONG = {
     "no shared decoder": (edit(VAE_FILE, lambda t: t["decoder.conv_out.weight"].mul_(2)),
                           "not the autoencoder that .*keyframe.pt was trained with"),
     "another autoencoder": (edit(VAE_FILE, lambda t: t.update(
-        {"post_quant_conv.bias": torch.ones(4)})), "post_quant_conv.bias does not belong"),
+        {"post_quant_conv.bias": torch.ones(4)})), "not belonging: post_quant_conv.bias"),
+    "autoencoder without a layer": (edit(VAE_FILE, lambda t: t.pop("encoder.conv_out.weight")),
+                                    "missing: encoder.conv_out.weight; not belonging: quant_conv"),
+    "half a layer": (edit(VAE_FILE, lambda t: t.pop("quant_conv.bias")),
+                     "not belonging: quant_conv.weight$"),
+    "a layer too small": (edit(VAE_FILE, lambda t: t.update(
+        {"quant_conv.weight": torch.ones(3, 3, 1, 1)})), "not belonging: quant_conv"),
+    "an unknown block": (edit(VAE_FILE, lambda t: t.update(
+        {"decoder.up_blocks.x.bias": torch.ones(1)})), "not belonging: decoder.up.x.bias"),
+    "names that are none": (edit(KEYFRAME, lambda t: t.update({1: torch.ones(1)})), "no tensors"),
+    "a sparse tensor": (edit(KEYFRAME, lambda t: t.update(
+        {OFFICIAL + "0.bias": torch.ones(32).to_sparse()})), "bias holds .*sparse"),
     "cut pickle": (cut(KEYFRAME, 0.6), "keyframe.pt: damaged or cut off"),
     "cut old pickle": (cut("checkpoints/WavLM-Base+.pt", 0.6), "Base.*pt: damaged or cut off"),
     "empty": (cut(KEYFRAME, 0), "keyframe.pt: damaged or cut off"),
@@ -363,7 +397,7 @@ def test_wrong_files(original, published, tmp_path, capsys, kind):
     (lambda d: b"\xff" * 8 + d[8:], "damaged"),
     (lambda d: d[:8] + d[8:].replace(b"BF16", b"F999", 1), "damaged"),
     (lambda d: d.replace(b"audio_proj.bias", b"audio_proj.bais", 1),
-     "audio_proj.bias is missing; audio_proj.bais does not belong")])
+     "missing: audio_proj.bias; not belonging: audio_proj.bais")])
 def test_tampered_weights_folder(original, tmp_path, spoil, reason):
     path = tmp_path / "keyframe.safetensors"
     state = {k: v.bfloat16() for k, v in original.keyframe.state_dict().items()}
@@ -459,23 +493,24 @@ def test_downloads_once(hub, original):
 
 @pytest.mark.parametrize("file, error, reason", [
     ("stable-video", bare(errors.GatedRepoError), (
-        "wants its licence accepted; get vae/diffusion.* from https://huggingface.co/stabilityai/"
-        "stable-video-diffusion-img2vid .accept its licence there and log in with `hf auth login`. "
-        "and put it at .*weights/released/vae/diffusion")),
+        "wants its licence accepted; get a file like vae/diffusion.* from "
+        "https://huggingface.co/stabilityai/stable-video-diffusion-img2vid "
+        ".accept its licence there and log in with `hf auth login`. "
+        "and put it into .*weights/released/vae\n")),
     ("BEATs", bare(errors.LocalEntryNotFoundError), (
         "toninio19/keyface cannot be reached; get checkpoints/BEATs_.* from https://.* and put it "
-        "at .*released/checkpoints/BEATs_")),
+        "into .*released/checkpoints\n")),
     ("keyframe", bare(errors.RepositoryNotFoundError), "toninio19/keyface is not there"),
     ("interpolation.pt", bare(errors.EntryNotFoundError), "interpolation.pt is missing"),
     ("wav2vec2", TimeoutError("timed out"), "wav2vec2-base-960h does not answer .TimeoutError"),
-    ("", ConnectionError("offline"), "cannot be reached; get vae/"),
+    ("", ConnectionError("offline"), "cannot be reached; get a file like vae/"),
 ])
 def test_hub_trouble_is_one_line(hub, capsys, monkeypatch, file, error, reason):
     hub.trouble[file] = error
     status = media.run(sample.main, ["--weights", "released", "--device", "cpu"])
     said = capsys.readouterr().err
     assert (status, said.count("\n")) == (2, 1), said
-    assert re.search(f"--weights released: .*{reason}", said), said
+    assert re.search(f"weights released: .*{reason}", said), said
 
 
 def test_a_full_disk_is_not_the_hubs_fault(hub):
@@ -515,7 +550,7 @@ def test_folders_and_listing(published, tmp_path, capsys):
     with pytest.raises(InputError, match=f"flat: {released.BEATS_FILE} is missing; get"):
         released.obtain(tmp_path / "flat")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="neither a config.json nor any"):
+    with pytest.raises(InputError, match="empty: holds no config.json, nor the"):
         released.obtain(tmp_path / "empty")
     assert media.run(sample.main, ["--list-weights", "--weights", str(published)]) == 0
     lines = capsys.readouterr().out.splitlines()

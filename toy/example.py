@@ -4,8 +4,8 @@ Drawn and spoken in the toy world by a person, a voice and sentences that no mod
 a sentence, a laugh and more sentences, 8 seconds in all.
 """
 
-import argparse
 import subprocess
+import sys
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from media import SAMPLE_RATE
+from media import SAMPLE_RATE, Parser, run
 from toy import faces, voices, world
 from toy.vocalisations import vocalise
 
@@ -35,10 +35,10 @@ def sound() -> np.ndarray:
     return np.pad(wave, (0, round(SECONDS * SAMPLE_RATE) - len(wave)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("assets"))
-    folder = parser.parse_args().folder
+    folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)
 
     rng = np.random.default_rng((PERSON, world.SPLITS.index("test")))
@@ -54,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

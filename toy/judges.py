@@ -9,9 +9,9 @@ error. All see the train split alone. `python -m toy.judges`, after toy.train_va
 autoencoder: the ceiling of every model that uses it.
 """
 
-import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from checkpoint import from_dict, load_metadata, load_part, save_part
+from media import Parser, run
+from sample import number
 from toy.faces import STATE, draw, random_identity
 from toy.voices import VISEME_CLASSES
 from toy.world import EVENTS, KINDS, Clip, frames, make_clip
@@ -272,11 +274,12 @@ def measure(judges: Judges, vae: VAE, speech: int, each: int) -> dict[str, dict[
     return report
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m toy.judges", description="Trains the judges.")
-    parser.add_argument("--minutes", type=float, default=8, help="after about 3.5 of drawing")
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m toy.judges", description="Trains the judges.")
+    parser.add_argument("--minutes", type=number(float, 0.01, 1e5), default=8,
+                        help="after about 3.5 of drawing")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="has vae.safetensors")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.manual_seed(0)
     vae, judges, start = load_vae(args.out), Judges(), time.monotonic()
     lessons = prepare(vae, people=4000, clips=600)
@@ -292,4 +295,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -6,7 +6,6 @@ squares so that to the same sound it gives about the context that OLD's gave. Fr
 training can go on (`--init NEW`) without learning to listen again.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from checkpoint import load_metadata, save_part
 from data import load_frozen
-from media import FPS, InputError, run
+from media import FPS, InputError, Parser, run
+from sample import number
 from toy.world import kind_of, make_clip
 
 NETWORKS = ("keyframe", "interp", "interp_bad")
@@ -45,10 +45,11 @@ def hear(folder: Path, clips: int, seconds: float = 8) -> Tensor:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m toy.refit", description=__doc__.split("\n\n")[0])
+    parser = Parser("python -m toy.refit", description=__doc__.split("\n\n")[0])
     parser.add_argument("old", metavar="OLD", type=Path, help="weights folder with networks")
     parser.add_argument("new", metavar="NEW", type=Path, help="weights folder with other encoders")
-    parser.add_argument("--clips", type=int, default=150, help="of 8 s, to fit on")
+    parser.add_argument("--clips", type=number(int, 1, 10**5), default=150,
+                        help="of 8 s, to fit on")
     args = parser.parse_args(argv)
     paths = [p for p in (args.old / f"{name}.safetensors" for name in NETWORKS) if p.exists()]
     if not paths:

@@ -8,8 +8,8 @@ Writes `wavlm.safetensors` and `beats.safetensors` (fp16), and prints what they 
 voices, sentences and vocalisations that they have never heard.
 """
 
-import argparse
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from audio import MARGIN, AudioConfig, AudioEncoder, cut, fbank, speech_view
 from checkpoint import load_part, save_part
-from media import FRAME_SAMPLES, SAMPLE_RATE
+from media import FRAME_SAMPLES, SAMPLE_RATE, Parser, run
+from sample import number
 from toy.faces import STATE
 from toy.voices import PHONEMES, VISEME_CLASSES
 from toy.world import EVENTS, Clip, kind_of, make_clip
@@ -103,7 +104,7 @@ class PhonemeHead(nn.Module):
         frames = features.mean(2)
         shut = (state[..., STATE.index("jaw")] < SHUT).float()
         closed = F.binary_cross_entropy_with_logits(self.closed(frames)[..., 0][heard], shut[heard])
-        return phonemes + squared_error(self.lips(frames), state, LIPS, heard) + 2 * closed
+        return phonemes + squared_error(self.lips(frames), state, LIPS, heard) + 4 * closed
 
 
 class EventHead(nn.Module):
@@ -214,18 +215,18 @@ def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Cli
     return figures
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, help="core minutes of training for each of the "
-                        "two (default: 25 for WavLM, 12 for BEATs)")
-    parser.add_argument("--clips", type=int, default=3600,
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=number(float, 0.01, 1e5),
+                        help="core minutes of training (default: 25 for WavLM, 12 for BEATs)")
+    parser.add_argument("--clips", type=number(int, 80, 10**6), default=3600,
                         help="clips of 10 s to train on, 0.05 s each to make")
-    parser.add_argument("--seed", type=int, default=0, help="of the first clip; the next has the "
-                        "next")
+    parser.add_argument("--seed", type=number(int, 0, 10**9), default=0,
+                        help="of the first clip; the next has the next")
     parser.add_argument("--part", choices=("wavlm", "beats"), help="train only this one")
     parser.add_argument("--init", type=Path, help="folder of encoders to go on from")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     config = AudioConfig.tiny()
@@ -269,4 +270,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -9,8 +9,8 @@ and the error beyond which a picture is not familiar) and beside it `vae.state` 
 six pixels wide. The latents stay what they are, so that networks trained on them stay valid.
 """
 
-import argparse
 import math
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from checkpoint import header_config, load_part, load_state, save_part, save_state
+from media import Parser, run
+from sample import number
 from toy.faces import STATE, draw, random_identity
 from vae import VAE, VAEConfig, brightness_error
 
@@ -179,18 +181,20 @@ def train(out: Path, minutes: float, size: int, resume: bool, decoder_of: Path |
         print(f"latents' {name} {[round(v, 2) for v in values]}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=22, help="training time in all")
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=number(float, 0.01, 1e5), default=22,
+                        help="training time in all")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures")
+    parser.add_argument("--size", type=number(int, 16, 512), default=64,
+                        help="side of the pictures")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--decoder", type=Path, metavar="DIR", help="go on with this weights folder's "
                      "autoencoder, of which only the decoder is trained")
     how.add_argument("--resume", action="store_true", help="continue what --out holds")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     train(args.out, args.minutes, args.size, args.resume, args.decoder)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))

@@ -251,7 +251,7 @@ def mouth_track(phonemes: Iterable[Phoneme], n_frames: int) -> np.ndarray:
     """Co-articulated (jaw, width, rounding, bite, tongue) at each frame's centre: (N, 5) float32.
 
     A Gaussian (30 ms) average of the visemes, weighted by their dominance; lips then close fully
-    on m, b, p, and meet the teeth on f, v, at the frame of the phoneme's middle and around it.
+    on m, b, p, and meet the teeth on f, v, for as long as the phoneme is heard.
     """
     dense = 200  # steps a second, on which the visemes are averaged
     phonemes = list(phonemes)
@@ -285,7 +285,7 @@ def mouth_track(phonemes: Iterable[Phoneme], n_frames: int) -> np.ndarray:
     ]
     centres = np.array([int((start + end) / 2 * FPS) for start, end, _ in closures], dtype=int)
     for i, (start, end, symbol) in enumerate(closures):
-        beyond = np.abs(middle - (start + end) / 2) - max(0.02, (end - start) / 2 - 0.01)
+        beyond = np.abs(middle - (start + end) / 2) - max(0.02, (end - start) / 2)
         closed = np.clip(1 - beyond / 0.04, 0, 1)  # 1 while it is held
         closed[centres[centres != centres[i]]] = 0  # another closure has that frame
         bite = CLOSURES[symbol]

@@ -5,8 +5,8 @@ Stands in for the paper's dataset. A clip is made from a seed alone: sound (L,) 
 event. Pictures are drawn on demand. `python -m toy.world DIR` writes example clips and their truth.
 """
 
-import argparse
 import csv
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from media import FPS, FRAME_SAMPLES, SAMPLE_RATE, frame_count, write_video
+from media import FPS, FRAME_SAMPLES, SAMPLE_RATE, Parser, frame_count, run, write_video
+from sample import number
 from toy import faces, voices
 from toy.faces import STATE
 from toy.vocalisations import KINDS, vocalise
@@ -241,16 +242,18 @@ def write_clip(clip: Clip, stem: Path, size: int) -> None:
             table.writerow([*numbers, voices.VISEME_CLASSES[clip.viseme[i]], EVENTS[clip.event[i]]])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(
         prog="python -m toy.world", description="Write example clips and their truth."
     )
     parser.add_argument("dir", type=Path, help="folder to write into")
-    parser.add_argument("--clips", type=int, default=6, help="how many (default 6)")
-    parser.add_argument("--seconds", type=float, default=8, help="length of each (default 8)")
+    parser.add_argument("--clips", type=number(int, 1, 10**6), default=6,
+                        help="how many (default 6)")
+    parser.add_argument("--seconds", type=number(float, 0.04, 3600), default=8,
+                        help="length of each (default 8)")
     parser.add_argument(
         "--seed",
-        type=int,
+        type=number(int, 0, 10**9),
         default=0,
         help="seed of the first clip, the next has the next (default 0)",
     )
@@ -263,9 +266,10 @@ def main() -> None:
         help="only this sound (default: a mix, as in training)",
     )
     parser.add_argument(
-        "--size", type=int, default=256, help="side of the pictures in pixels (default 256)"
+        "--size", type=number(int, 16, 4096), default=256,
+        help="side of the pictures in pixels, even (default 256)",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.dir.mkdir(parents=True, exist_ok=True)
     for i in range(args.clips):
         stem = args.dir / f"clip_{i:03d}"
@@ -274,4 +278,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run(main))
