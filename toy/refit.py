@@ -27,11 +27,15 @@ def fit(old: Tensor, new: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor,
     """The layer of `new` features (N, D) that comes nearest to what weight (C, D) and bias (C,)
     make of the `old` (N, D): weight, bias, and R2, the share of the variance that it explains."""
     target = old.double() @ weight.double().T + bias.double()  # (N, C)
-    inputs = torch.cat([new.double(), torch.ones(len(new), 1)], dim=1)
-    solution = torch.linalg.lstsq(inputs, target).solution  # (D + 1, C)
-    rest = (inputs @ solution - target).square().sum()
-    r2 = 1 - rest / (target - target.mean(0)).square().sum()
-    return solution[:-1].T.contiguous().float(), solution[-1].contiguous().float(), r2.item()
+    mean, wanted = new.double().mean(0), target.mean(0)
+    x, y = new.double() - mean, target - wanted
+    # Features behind a layer norm depend on each other: without the ridge the layer would be a
+    # difference of huge numbers, which float16 does not hold.
+    gram = x.T @ x
+    gram += 1e-6 * gram.diagonal().mean() * torch.eye(len(gram))
+    solution = torch.linalg.solve(gram, x.T @ y)  # (D, C)
+    r2 = 1 - (x @ solution - y).square().sum() / y.square().sum()
+    return solution.T.contiguous().float(), (wanted - mean @ solution).float(), r2.item()
 
 
 @torch.no_grad()
