@@ -298,6 +298,34 @@ def test_out_is_a_folder_or_an_input(run, files, tmp_path):
     assert (files / "whole.mp4").read_bytes() == before
 
 
+def test_pipes_and_names_are_not_stumbled_over(run, tmp_path):
+    """A pipe would be waited for; a folder has no name to end in .mp4; loops lead nowhere."""
+    for option, name in (("image", "pipe.png"), ("audio", "pipe.wav"), ("emotion", "pipe.csv")):
+        os.mkfifo(tmp_path / name)
+        status, said = run(**{option: tmp_path / name})
+        assert (status, said.count("\n")) == (2, 1) and name in said, said
+    (tmp_path / "loop").symlink_to("loop")
+    for out in (".", "/", tmp_path / "loop" / "film.mp4"):
+        status, said = run(out=out)
+        assert (status, said.count("\n")) == (2, 1) and "--out" in said, said
+    long = f"{'x' * 240}.mp4"  # of 255 bytes that a name may have
+    assert run(out=tmp_path / long)[0] == 0 and (tmp_path / long).exists()
+
+
+def test_cut_off_sound_with_a_cover_is_refused(files, tmp_path):
+    cover = ["-i", files / "good.png", "-map", "0:a", "-map", "1:v", "-disposition:v",
+             "attached_pic"]
+    path = convert(files / "long.wav", tmp_path / "cover.mp3", *cover)
+    assert len(media.read_audio(path)) > 62000
+    path.write_bytes(path.read_bytes()[:path.stat().st_size * 4 // 5])
+    with pytest.raises(media.InputError, match="cover.mp3: cut off"):
+        media.read_audio(path)
+
+
+def test_a_device_has_one_name():
+    assert [sample.pick_device(name) for name in ("cpu", "cpu:0", "cpu:00")] == ["cpu"] * 3
+
+
 def test_every_emotion_is_within_range():
     for name in EMOTIONS:
         assert np.abs(emotion_curve(name, 1)).max() <= 1

@@ -137,6 +137,18 @@ def test_refit_gives_the_network_what_it_was_used_to():
     assert fit(old, torch.randn(500, 16, generator=g), weight, bias)[2] < 0.1
 
 
+def test_refit_gives_numbers_that_float16_holds():
+    """Behind a layer norm the last feature follows from the others."""
+    g = torch.Generator().manual_seed(0)
+    new = torch.nn.functional.layer_norm(torch.randn(500, 16, generator=g), (16,))
+    old = new + 0.1 * torch.randn(500, 16, generator=g)
+    weight, bias = torch.randn(8, 16, generator=g), torch.randn(8, generator=g)
+    fitted, shift, r2 = fit(old, new, weight, bias)
+    exact, rounded = (new @ w.T + b for w, b in ((fitted, shift),
+                                                 (fitted.half().float(), shift.half().float())))
+    assert r2 > 0.95 and (rounded - exact).norm() < 1e-3 * exact.norm()
+
+
 def test_the_decoder_alone_learns_and_latents_stay(tmp_path, monkeypatch):
     """A step from the shipped weights, and one more after it. Networks rely on the latents."""
     few = train_vae.random_faces(np.random.default_rng(0), 4, 64)

@@ -116,6 +116,16 @@ def test_low_memory_makes_the_same_film(model, monkeypatch):
     assert (films[0] - films[1]).norm() < 1e-4 * films[0].norm()
 
 
+def test_another_autoencoder_is_told(tmp_path):
+    """Of the same shapes, but with latents of other statistics."""
+    shutil.copytree(WEIGHTS, tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["vae"]["latent_mean"][0] += 0.1
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="vae.safetensors: not the part that .*config.json"):
+        KeyFace.load(tmp_path)
+
+
 # ---- pictures that these weights do not know
 
 REAL = Path(os.environ.get("KEYFACE_FACES") or ROOT.parent / "shared" / "real" / "faces")
