@@ -209,6 +209,16 @@ def check_output(path: Path | str, endings: tuple[str, ...], option: str) -> Pat
     return path
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder to write files to, where it is not there. Raises InputError if it cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(f"{path}: {error.strerror}; name a folder to write") from None
+
+
 _unfinished: set[Path] = set()      # temporary folders, for an end by signal
 
 

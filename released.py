@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from huggingface_hub import constants, errors, hf_hub_download, model_info
+from huggingface_hub import constants, errors, hf_hub_download, logging, model_info
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from checkpoint import check_names, check_values, save_config, save_part
 from keyface import Config, KeyFace
-from media import InputError, Parser, run
+from media import InputError, Parser, make_folder, run
 
 T = TypeVar("T")
 
@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 FOLDER = Path(__file__).resolve().parent / "weights" / "released"  # for files put there by hand
 PATIENCE = 10  # seconds without an answer of the hub
+logging.set_verbosity_error()  # it warns of each try again; what failed is told below, in a line
 KEYFACE, SVD = "toninio19/keyface", "stabilityai/stable-video-diffusion-img2vid"
 BEATS_FILE = "checkpoints/BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt"
 
@@ -371,10 +372,7 @@ def convert(weights: str | Path, out: Path, dtype: torch.dtype = torch.bfloat16,
             config: Config | None = None) -> None:
     """Writes the published files of a folder, or of "released", as the weights folder `out`.
     config.json comes last: without it a half-written folder is none."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: {error.strerror}; name a folder to write") from None
+    make_folder(out)
     files = obtain(weights)
     with torch.device("meta"):
         model = KeyFace(config or Config())

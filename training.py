@@ -28,7 +28,7 @@ from data import Windows, find_frozen, frozen_parts, load_frozen, open_source, p
 from diffusion import latent_loss, sample, schedule
 from figures import load_metrics, save_grid, save_metrics
 from keyface import Conditions, KeyFace, Stage, guided_keyframes, guided_segments
-from media import InputError, Parser, replacing
+from media import InputError, Parser, make_folder, replacing
 
 SHIPPED = Path(__file__).parent / "weights" / "tiny"
 SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 60, 600  # seconds
@@ -83,10 +83,7 @@ def assemble(args: argparse.Namespace) -> None:
     """Makes `--out` a weights folder with config.json and the frozen parts of --init, of --out
     itself, or of the shipped weights; of --init also the bad model, which finished weights to go
     on from no longer give. Raises InputError where they are missing."""
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {args.out}: {error.strerror}; name a folder") from None
+    make_folder(args.out)
     if args.resume:
         return
     source, config = find_frozen([args.init] if args.init else [args.out, SHIPPED])

@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     began, judges_file = time.monotonic(), args.judges or args.weights / "judges.safetensors"
     size, judges = loaded(args.weights).size, Judges.load(judges_file)
     judges_report = json.loads(load_metadata(judges_file)["report"])
-    args.out.mkdir(parents=True, exist_ok=True)
+    media.make_folder(args.out)
     processes = torch.get_num_threads()
     torch.set_num_threads(1)                 # else it and the processes stand in each other's way
 

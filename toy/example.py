@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from media import SAMPLE_RATE, Parser, run
+from media import SAMPLE_RATE, Parser, make_folder, run
 from toy import faces, voices, world
 from toy.vocalisations import vocalise
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("assets"))
     folder = parser.parse_args(argv).folder
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
 
     rng = np.random.default_rng((PERSON, world.SPLITS.index("test")))
     picture = faces.draw(

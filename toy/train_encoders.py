@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from audio import MARGIN, AudioConfig, AudioEncoder, cut, fbank, speech_view
 from checkpoint import load_part, save_part
-from media import FRAME_SAMPLES, SAMPLE_RATE, Parser, run
+from media import FRAME_SAMPLES, SAMPLE_RATE, Parser, make_folder, run
 from sample import number
 from toy.faces import STATE
 from toy.voices import PHONEMES, VISEME_CLASSES
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     config = AudioConfig.tiny()
     encoder = AudioEncoder(config)
 

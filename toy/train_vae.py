@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from checkpoint import header_config, load_part, load_state, save_part, save_state
-from media import Parser, run
+from media import Parser, make_folder, run
 from sample import number
 from toy.faces import STATE, draw, random_identity
 from vae import VAE, VAEConfig, brightness_error
@@ -136,7 +136,7 @@ def train(out: Path, minutes: float, size: int, resume: bool, decoder_of: Path |
     held_out = random_faces(np.random.default_rng(HELD_OUT), 128, size)
     measured = random_faces(np.random.default_rng(HELD_OUT - 1), 256, size)
     familiar = users_faces(size)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     # Other faces than those before: the decoder's seeds are far from the first training's.
     first = HELD_OUT // 2 if only_decoder else 0
     start = reported = saved = time.monotonic()

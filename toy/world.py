@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import media
 from media import FPS, FRAME_SAMPLES, SAMPLE_RATE, Parser, frame_count, run, write_video
 from sample import number
 from toy import faces, voices
@@ -270,7 +271,7 @@ def main(argv: list[str] | None = None) -> None:
         help="side of the pictures in pixels, even (default 256)",
     )
     args = parser.parse_args(argv)
-    args.dir.mkdir(parents=True, exist_ok=True)
+    media.make_folder(args.dir)
     for i in range(args.clips):
         stem = args.dir / f"clip_{i:03d}"
         write_clip(make_clip(args.seed + i, args.split, args.seconds, args.kind), stem, args.size)
