@@ -105,7 +105,9 @@ def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
             raise InputError(f"audio: an array (L,) was expected, not of shape {wave.shape}")
     else:
         # Sun's AU: a header of 24 bytes or more, then samples, all big-endian.
+        # Where time stamps leave a gap in a recording there is silence: mouths stay in step.
         data, report = _decode(Path(source), ["-map", "0:a:0?", "-f", "au", "-c:a", "pcm_f32be",
+                                              "-af", "aresample=async=1",
                                               "-ar", str(SAMPLE_RATE)], "Audio")
         offset, _, _, _, channels = struct.unpack(">5I", data[4:24])
         wave = np.frombuffer(data, ">f4", offset=offset).reshape(-1, channels)
@@ -139,7 +141,8 @@ def _open_image(path: Path) -> Image.Image:
             if image.mode.startswith(("I", "F")):                   # 16 or 32 bits a pixel
                 grey = np.nan_to_num(np.asarray(image, np.float64))
                 deep = image.mode.startswith("I;16") or grey.max() > 255
-                image = Image.fromarray((grey / (257 if deep else 1)).clip(0, 255).astype(np.uint8))
+                white = 65535 if deep else 1 if image.mode == "F" and grey.max() <= 1 else 255
+                image = Image.fromarray((grey * (255 / white)).clip(0, 255).astype(np.uint8))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import ENOSPC
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TypeVar
@@ -233,9 +233,10 @@ def download(row: Published, weights: str | Path) -> Path:
         reason = f"{row.repository} is not there, or not for you"
     except (errors.EntryNotFoundError, FileNotFoundError):
         reason = f"{row.file} is missing"
-    except Exception as error:  # time-outs have other classes with every version
-        if getattr(error, "errno", None) == ENOSPC:
-            raise
+    except Exception as error:  # noqa: BLE001 (time-outs change their class with versions)
+        if getattr(error, "errno", None) in (ENOSPC, EDQUOT, EACCES, EPERM, EROFS):
+            raise OSError(f"{constants.HF_HUB_CACHE}: {error.strerror}; downloads are kept there: "
+                          "make room, or set HF_HOME to another folder") from None
         reason = f"{row.repository} does not answer ({type(error).__name__})"
     folder = FOLDER if str(weights) == "released" else Path(weights)
     licence = " (accept its licence there and log in with `hf auth login`)" if row.gated else ""

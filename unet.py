@@ -80,7 +80,7 @@ class TimeConv(nn.Conv3d):
         super().__init__(channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, T, h*w)
-        return F.conv2d(x, self.weight[..., 0], self.bias, padding=(1, 0))
+        return F.conv2d(x, self.weight.squeeze(-1), self.bias, padding=(1, 0))
 
 
 class Mixer(nn.Module):

@@ -197,6 +197,9 @@ def test_pictures_of_any_kind(tmp_path):
     assert np.abs(back(picture.convert("L"), "d.png") - grey).max() == 0
     deep = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
     assert np.abs(back(deep, "e.png") - grey).max() <= 1
+    for white, name in ((1, "k.tif"), (255, "l.tif")):      # of numbers
+        numbers = Image.fromarray(np.asarray(picture.convert("L"), np.float32) * (white / 255))
+        assert np.abs(back(numbers, name) - grey).max() <= 1
     clear = Image.fromarray(np.dstack([half, half.any(2) * 255]).astype(np.uint8))
     assert back(clear, "f.png")[:, :20].min() == 255
     assert back(clear.convert("LA"), "g.png")[:, :20].min() == 255
@@ -310,6 +313,18 @@ def test_pipes_and_names_are_not_stumbled_over(run, tmp_path):
         assert (status, said.count("\n")) == (2, 1) and "--out" in said, said
     long = f"{'x' * 240}.mp4"  # of 255 bytes that a name may have
     assert run(out=tmp_path / long)[0] == 0 and (tmp_path / long).exists()
+
+
+def test_a_gap_in_the_sound_is_silence(files, tmp_path):
+    """Recorders leave out times in which nothing came; what comes after stays at its own time."""
+    path = convert(files / "long.wav", tmp_path / "gap.mkv", "-c:a", "pcm_s16le",
+                   "-af", "aselect=lt(t\\,1)+gte(t\\,3)")
+    wave, whole = media.read_audio(path), media.read_audio(files / "long.wav")
+    edges = 2000                                                # a packet is left out as a whole
+    assert abs(len(wave) - len(whole)) < edges
+    assert np.abs(wave[:16000 - edges] - whole[:16000 - edges]).max() < 1e-3
+    assert not wave[16000 + edges:48000 - edges].any()
+    assert np.abs(wave[48000 + edges:] - whole[48000 + edges:len(wave)]).max() < 1e-3
 
 
 def test_cut_off_sound_with_a_cover_is_refused(files, tmp_path):
