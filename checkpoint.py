@@ -6,6 +6,7 @@ Everything is written to a temporary name and then renamed, and read with errors
 
 import json
 import math
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def from_dict(cls: type[T], values: dict, where: str) -> T:
 def load_config(cls: type[T], folder: str | Path) -> T:
     """The dataclass `cls` from `folder`/config.json. Raises InputError where it does not fit."""
     path = Path(folder) / "config.json"
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):  # (Path's own fails for long names)
         raise InputError(f"{folder}: no such folder; give one of weights, with config.json")
     if not path.is_file():
         raise InputError(f"{path}: missing; give a folder that training has written, or one of the "

@@ -46,13 +46,14 @@ def _emotion_value(text: str, where: str = "--emotion") -> tuple[float, float]:
 def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str]:
     """Points (seconds, valence, arousal) that a user wrote, and where they stand."""
     if emotion.lower().endswith(".csv"):
-        if Path(emotion).is_fifo():  # which would be waited for
-            raise InputError(f"--emotion: {emotion}: not a file")
         try:
+            if Path(emotion).is_fifo():  # which would be waited for
+                raise UnicodeError
             rows = list(csv.reader(Path(emotion).read_text(encoding="utf-8-sig").splitlines()))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, UnicodeError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or "not a CSV text file"
-            raise InputError(f"--emotion: {emotion}: {reason}") from None
+            raise InputError(f"--emotion: {emotion}: {reason}; give one of seconds,valence,arousal"
+                             ) from None
         points = []
         for number, row in enumerate(rows, 1):
             names = [name.strip().lower() for name in row]

@@ -12,6 +12,11 @@ from torch import Tensor
 from media import FPS, SAMPLE_RATE, replacing
 
 
+def save_figure(path: Path, figure: Figure, dpi: int | str = "figure") -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+
+
 def save_grid(path: Path, images: Tensor) -> None:
     """Writes images (rows, columns, 3, H, W) in [-1, 1] as one PNG."""
     picture = ((images + 1) * 127.5).byte().permute(0, 3, 1, 4, 2)  # (rows, H, columns, W, 3)
@@ -39,8 +44,7 @@ def save_metrics(path: Path, rows: list[dict[str, float]]) -> None:
     axes.set(xlabel="minutes", ylabel="loss")
     axes.legend()
     axes.grid(alpha=0.3, which="both")
-    with replacing(path.with_name(f"{path.stem}_curves.png")) as temporary:
-        figure.savefig(temporary, dpi=100)
+    save_figure(path.with_name(f"{path.stem}_curves.png"), figure, 100)
 
 
 def sheet_frames(count: int) -> list[int]:
@@ -96,5 +100,4 @@ def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray],
     plots[2].legend(loc="upper right", bbox_to_anchor=(1, -0.15), ncols=2, frameon=False)
     for axes in plots[:2]:
         axes.tick_params(labelbottom=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+    save_figure(path, figure)

@@ -10,6 +10,7 @@ in [-1, 1], sound 16 kHz mono.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -288,6 +289,11 @@ class Plan:
         stop = min(start + self.per_window, self.keyframes - 1)
         return [(k * self.spacing, (k + 1) * self.spacing) for k in range(start, stop)]
 
+    def written(self, group: int) -> range:
+        """Video frames that a group hands out: its first is the last of the group before."""
+        span = self.per_window * self.spacing
+        return range(group * span + (group > 0), min((group + 1) * span + 1, self.total))
+
     @property
     def padded(self) -> int:
         """Frames of sound and emotion that the plan looks at, some of them past the end."""
@@ -323,8 +329,8 @@ class KeyFace:
         absent. "released", or a folder without config.json: see released.py. `low_memory`: parts
         are on the device only while they work, and work on one clip or image at a time. Raises
         InputError for a missing, damaged or mismatched file."""
-        if str(folder) == "released" or any(Path(folder).glob("*")) and not (
-                Path(folder) / "config.json").exists():
+        given = [p.name for p in Path(folder).glob("*")] if os.path.isdir(folder) else []
+        if str(folder) == "released" or given and "config.json" not in given:
             import released  # which imports this file
 
             return released.load(folder, device, low_memory)
@@ -449,12 +455,10 @@ class KeyFace:
             else:
                 keys = current if following is None else torch.cat([current, following[:1]])
                 latents = between(group, keys[:len(plan.segments(group)) + 1])
-                if group > 0:
-                    latents = latents[1:]  # the group before has written its first frame
-            begin = group * span + (group > 0)
-            for part in latents[:plan.total - begin].split(few):
+            own = plan.written(group)
+            latents = latents[own.start - group * span:][:len(own)]
+            for begin, part in zip(own[::few], latents.split(few)):
                 self.bring("vae")
                 images = ((self.vae.to_images(part) + 1) * 127.5).round().byte()
                 yield from images.permute(0, 2, 3, 1).cpu().numpy()[max(start - begin, 0):]
-                begin += len(part)
             current = following

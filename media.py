@@ -21,6 +21,7 @@ import threading
 import warnings
 import wave as wav_file
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -57,7 +58,8 @@ def _ffmpeg() -> str:
 def _decode(path: Path, options: list[str], kind: str) -> tuple[bytes, str]:
     """What ffmpeg makes of a file (on its standard output), and what it says about it."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}")
+        lack = "not a file" if Path(path).exists() else "no such file"
+        raise InputError(f"{path}: {lack}; give one with {kind.lower()}")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: cannot be read; check its permissions")
     # "file:" and the whitelist keep odd names and playlists from opening anything else.
@@ -70,8 +72,9 @@ def _decode(path: Path, options: list[str], kind: str) -> tuple[bytes, str]:
                       "try again with more free memory")
     if not re.search(rf"(?m)^ *Stream #0.*: {kind}:", report):
         found = re.search(r"(?m)^ *Stream #0", report)
-        raise InputError(f"{path}: " + (f"holds no {'sound' if kind == 'Audio' else 'video'}"
-                         if found else "empty, damaged or not a sound or video file"))
+        kind = "sound" if kind == "Audio" else "video"
+        lack = f"holds no {kind}" if found else "empty, damaged or not a sound or video file"
+        raise InputError(f"{path}: {lack}; give a file with {kind}, such as WAV or MP4")
     streamed = "Ignoring maximum wav data size" in report       # written to a pipe: no length in it
     if not streamed and re.search(r"(?m)^\[.*(corrupt|ended prematurely|partial file)", report):
         raise InputError(f"{path}: cut off or damaged; give the whole file")
@@ -114,7 +117,7 @@ def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
             wave = wave.mean(1, dtype=np.float32)                           # (L,)
         if not len(wave):
-            raise InputError(f"{source}: holds no sound")
+            raise InputError(f"{source}: holds no sound; give a longer one")
         # Compressed sound that stops early is no error to ffmpeg: the stated duration tells.
         stated = re.search(r"Duration: (\d+):(\d+):([\d.]+)", report)
         filmed = re.search(r"Video:(?!.*attached pic)", report)     # a cover is no film
@@ -131,9 +134,10 @@ def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
 def _open_image(path: Path) -> Image.Image:
     """First picture of a file, turned upright, as RGB over white."""
     if path.is_fifo():      # which would be waited for
-        raise InputError(f"{path}: not a file")
+        raise InputError(f"{path}: not a file; give a PNG or JPEG")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")         # of damage, which is told below in one line
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path)
             image.load()
@@ -154,7 +158,7 @@ def _open_image(path: Path) -> Image.Image:
         raise
     except Exception as error:  # noqa: BLE001 (decoders of damaged files raise nearly anything)
         reason = getattr(error, "strerror", None) or "empty, cut off, damaged or not a picture"
-        raise InputError(f"{path}: {reason}") from None
+        raise InputError(f"{path}: {reason}; give a PNG or JPEG that can be opened") from None
 
 
 def read_image(source: Path | str | np.ndarray, size: int | None = None) -> np.ndarray:
@@ -174,7 +178,8 @@ def read_image(source: Path | str | np.ndarray, size: int | None = None) -> np.n
         width, height = image.size
     side = min(width, height)
     if side == 0 or max(width, height) > 50 * side:
-        raise InputError(f"{source}: {width} x {height} pixels cannot hold a face")
+        raise InputError(f"{source}: {width} x {height} pixels cannot hold a face; give a picture "
+                         "of it")
     left, top = (width - side) // 2, (height - side) // 2
     image = image.crop((left, top, left + side, top + side))
     if size is not None and size != side:
@@ -208,7 +213,8 @@ def check_output(path: Path | str, endings: tuple[str, ...], option: str) -> Pat
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        raise InputError(f"{option}: cannot write {path}: {error.strerror}") from None
+        raise InputError(f"{option}: cannot write {path}: {error.strerror}; name another place"
+                         ) from None
     return path
 
 
@@ -367,6 +373,9 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         status, line = 1, str(error)
     except MemoryError as error:
         status, line = 1, _short_of_memory(str(error))
+    except BrokenExecutor:
+        status, line = 1, ("a process that worked for this one was killed, most likely for want of "
+                           "memory; try again with more of it free")
     except RuntimeError as error:                   # torch has no MemoryError of its own
         short = "out of memory|can't allocate memory|ALLOC_FAILED|could not \\w+ a primitive"
         if not re.search(short, str(error)):

@@ -16,7 +16,6 @@ encoders depends on the recording's, up to the longest that is heard whole. What
 libraries take comes on top.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -39,6 +38,7 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import audio
+import media
 from audio import AudioConfig
 from keyface import Config, KeyFace
 from media import FRAME_SAMPLES, SAMPLE_RATE
@@ -189,8 +189,8 @@ def small() -> Config:
         audio=hearing, interp_audio=replace(hearing, speech="wav2vec2"))
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
+def main(argv: list[str] | None = None) -> None:
+    media.Parser("bench/gpu_memory.py", description=__doc__.split("\n\n")[0]).parse_args(argv)
     figures = {}
     for low_memory, name in ((False, ""), (True, "low_")):
         option = ", --low-memory" * low_memory
@@ -215,4 +215,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(media.run(main))

@@ -5,7 +5,6 @@ the same memory as ten, and reads this process' resident memory at every group o
 first minute fills caches; from the second to the last it must not grow. Linux only.
 """
 
-import argparse
 import os
 import resource
 import sys
@@ -18,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from keyface import KeyFace, Plan
-from media import FPS, SAMPLE_RATE, read_audio, run
+from media import FPS, SAMPLE_RATE, Parser, read_audio, run
+from sample import number
 
 
 def resident() -> float:
@@ -28,11 +28,10 @@ def resident() -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--minutes", type=int, default=10, help="of sound, at least 3 (default 10)")
+    parser = Parser("bench/memory.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--minutes", type=number(int, 3, 1000), default=10,
+                        help="of sound, at least 3: what it grows by after the second (default 10)")
     minutes = parser.parse_args(argv).minutes
-    if minutes < 3:
-        parser.error("--minutes: the growth after the second needs at least 3")
 
     model = KeyFace.load(ROOT / "weights" / "tiny")
     wave = np.resize(read_audio(ROOT / "assets" / "speech.flac"), minutes * 60 * SAMPLE_RATE)

@@ -7,7 +7,6 @@ level, three for a window of keyframes (guidance by identity and sound) and two 
 between two keyframes (the good model and the bad one).
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -23,8 +22,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffusion import schedule
 from keyface import Config, KeyFace, Plan
-from media import FPS, SAMPLE_RATE, frame_count, read_audio, read_image, run, write_video
-from sample import AUDIO, EMOTION, IMAGE, WEIGHTS, pick_device
+from media import (
+    FPS,
+    SAMPLE_RATE,
+    Parser,
+    frame_count,
+    read_audio,
+    read_image,
+    run,
+    write_video,
+)
+from sample import AUDIO, EMOTION, IMAGE, WEIGHTS, number, pick_device
 
 
 class Clock:
@@ -66,9 +74,9 @@ def needed(config: Config, frames: int, bad: bool) -> dict[str, int]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = Parser("bench/sample.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--seconds", type=float, default=1e6, help="use only so much of the sound")
+    parser.add_argument("--seconds", type=number(float, 0.04, 1e6), default=1e6, help="use only so much of the sound")
     parser.add_argument("--device", help="default: the GPU if there is one")
     args = parser.parse_args(argv)
 

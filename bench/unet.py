@@ -32,6 +32,9 @@ from pathlib import Path
 # In front: this folder has files named like the modules that they measure.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import media
+from sample import number
+
 FRAMES = 14
 # The largest that fit in 24 GB and a quarter of an hour. The network's own is 64: the smaller the
 # pictures, the more its 1.5e9 weights, which a convolution on a CPU brings into another order at
@@ -224,18 +227,18 @@ def best(results: list[dict]) -> dict:
     return {key: min(result[key] for result in results) for key in results[0]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def main(argv: list[str] | None = None) -> None:
+    parser = media.Parser("bench/unet.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
-    parser.add_argument("--size", type=int,
+    parser.add_argument("--size", type=number(int, 8, 512),
                         help="side of the latents; default: 64 on a GPU, on a CPU 16 to 32")
-    parser.add_argument("--steps", type=int, help="of the loop; default: all 11 on a GPU, else 1")
-    parser.add_argument("--repeat", type=int, default=2, help="processes for each measurement")
+    parser.add_argument("--steps", type=number(int, 1, 11), help="of the loop; default: all 11 on a GPU, else 1")
+    parser.add_argument("--repeat", type=number(int, 1, 100), default=2, help="processes for each measurement")
     parser.add_argument("--compile", action="store_true", help="both through torch.compile")
     parser.add_argument("--small", action="store_true", help="a reduced network and decoder")
     parser.add_argument("--job", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.job:
         print(json.dumps(measure(json.loads(args.job))))
         return
@@ -273,4 +276,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(media.run(main))

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from keyface import Plan
-from toy import stats
+from toy import report, stats
+from toy.evaluate import Seen, errors, other_curve, speech_rows
 from toy.longfilm import Course, joints, long_rows
+from toy.voices import VISEME_CLASSES
 
 
 @pytest.fixture
@@ -67,6 +69,67 @@ def test_lag_is_how_much_later_the_first_curve_is(rng, late):
     x = np.roll(y, late) + 0.05 * rng.normal(size=len(y))
     assert stats.best_lag(x[10:110], y[10:110]) == late
     assert np.isnan(stats.best_lag(np.zeros(100), y[10:110]))
+
+
+@pytest.fixture
+def speech(rng):
+    """Six clips of 80 frames; what is seen of a model that is perfect on five and has three of its
+    frames late on one, of one that knows nothing, of true and of still films."""
+    clips = [SimpleNamespace(state=rng.random((80, 15)), mood=rng.uniform(-1, 1, (80, 2)),
+                             viseme=rng.permutation(20).repeat(4) % len(VISEME_CLASSES))
+             for _ in range(6)]
+    for clip in clips:                              # a mouth that moves slowly, as mouths do
+        clip.state = np.apply_along_axis(np.convolve, 0, clip.state, np.ones(4) / 4, "same")
+        clip.state[clip.viseme == VISEME_CLASSES.index("m b p"), 0] = 0
+    faces = np.eye(64)
+
+    def film(clip, face: int, late: int = 0, event: str = "speech") -> Seen:
+        states = np.concatenate([np.roll(clip.state, late, 0), clip.mood], 1)
+        return Seen(states, faces[face], event)
+
+    seen = {"generated": [film(c, i, 3 * (i == 0), "laugh" if i == 1 else "speech")
+                          for i, c in enumerate(clips)],
+            "control": [film(c, i) for i, c in enumerate(clips[1:] + clips[:1])],
+            "ceiling": [film(c, i) for i, c in enumerate(clips)],
+            "drawn": [film(c, i) for i, c in enumerate(clips)],
+            "still": [Seen(np.tile(film(c, i).states[:1], (80, 1)), faces[i], "speech")
+                      for i, c in enumerate(clips)]}
+    return clips, seen, faces[:10]
+
+
+def test_the_table_tells_models_apart(speech):
+    """Each column is what its name says, and n the number of clips."""
+    clips, seen, gallery = speech
+    given = clips[1:] + clips[:1]
+    rows = speech_rows(clips, given, seen, gallery, {"closed below": 0.01, "open above": 0.05})
+    by_name = {row["measure"]: row for row in rows}
+
+    def values(start: str) -> list[float | None]:
+        row = next(row for name, row in by_name.items() if name.startswith(start))
+        assert {row[c]["n"] for c in report.COLUMNS if c in row} == {6}
+        return [row[c]["value"] if c in row else None for c in report.COLUMNS]
+
+    generated, control, still, ceiling, drawn = values("jaw, correlation")
+    assert 5 / 6 < generated < 1 and abs(control) < 0.3 and still == 0
+    assert ceiling == drawn == pytest.approx(1)
+    assert values("clips in which") == [5 / 6, pytest.approx(0, abs=0.5), 0, 1, 1]
+    assert values("size of the jaw")[2:] == pytest.approx([0, 1, 1])
+    assert values("frames of m, b, p")[3:] == [1, 1] and values("frames of m, b, p")[0] < 1
+    assert values("valence, correlation") == pytest.approx([1, 0, 0, 1, 1], abs=0.25)
+    assert values("valence, the same")[0] == pytest.approx(1)     # control films had `given`'s mood
+    assert values("the right face") == [1, 0, 1, 1, 1]
+    assert values("speech taken for") == [1 / 6, None, 0, 0, 0]
+    assert other_curve(clips) in range(2, 6)
+    assert errors(seen["drawn"], clips) == pytest.approx(np.zeros(17))
+
+
+def test_the_table_is_written_as_measured():
+    row = report.row("closed lips", "≥ 80 %", "%", {"generated": [1]}, lambda _: np.array(
+        [[0.7993, 1.0], [0.7993, 1.0]]))
+    assert "| closed lips | ≥ 80 % | 79.9 % (79.9 to 79.9) | 2 | - | - | - | - |" in (
+        report.describe([row], ["A fact."]))
+    assert report.show({"value": -0.001, "low": -0.2, "high": 0.2, "n": 9}, "r") == (
+        "0.00 (-0.20 to 0.20)")
 
 
 def test_films_that_drift_or_jump_are_told_from_those_that_last(rng):

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import wave as wav_file
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,6 +74,8 @@ def files(tmp_path_factory):
     (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:5000])
     Image.fromarray(noise).save(folder / "good.jpg")
     (folder / "cut.jpg").write_bytes((folder / "good.jpg").read_bytes()[:2000])
+    Image.fromarray(noise).save(folder / "good.tif")
+    (folder / "cut.tif").write_bytes((folder / "good.tif").read_bytes()[:100])
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("not a picture")
     Image.new("L", (1, 200000)).save(folder / "thin.png")
@@ -233,6 +237,12 @@ def test_arrays_that_are_no_sound(wave):
         media.read_audio(wave)
 
 
+@pytest.mark.parametrize("shape", [(0, 0, 3), (64, 0, 3), (0, 64), (1, 200, 3)])
+def test_arrays_that_are_no_picture(shape):
+    with pytest.raises(media.InputError, match="image: .* pixels cannot hold a face; give"):
+        media.read_image(np.zeros(shape, np.uint8))
+
+
 @pytest.mark.parametrize("seconds", [0.04, 1, 8, 60, 3600])
 def test_sheet_frames(seconds):
     numbers = figures.sheet_frames(round(25 * seconds))
@@ -256,17 +266,18 @@ def test_sheet_frames(seconds):
         ("promises more.wav", "cut off"), ("infinite.wav", "not finite")]],
     *[("image", name, reason) for name, reason in [
         ("missing.png", "No such file"), ("empty.png", "empty"), ("text.png", "not a picture"),
-        ("cut.png", "cut off"), ("cut.jpg", "cut off"), ("thin.png", "1 x 200000"),
+        ("cut.png", "cut off"), ("cut.jpg", "cut off"), ("cut.tif", "cut off"), ("thin.png", "1 x 200000"),
         (".", "directory"), ("bomb.png", "million pixels"), ("good.wav", "not a picture")]],
     *[("emotion", name, reason) for name, reason in [
         ("columns.csv", "line 3"), ("empty.csv", "no point"), ("binary.csv", "not a CSV"),
         ("missing.csv", "No such file")]]])
+@pytest.mark.filterwarnings("error::UserWarning")            # which would be a line more
 def test_bad_files(run, files, tmp_path, option, value, reason):
     status, said = run(**{option: files / value})
     assert status == 2
     assert said.count("\n") == 1
     assert str(files / value) in said
-    assert re.search(reason, said), said
+    assert re.search(rf"({reason}).*(; |expected)", said), said         # and then what to do
     assert not list(tmp_path.iterdir())
 
 
@@ -307,6 +318,9 @@ def test_pipes_and_names_are_not_stumbled_over(run, tmp_path):
         os.mkfifo(tmp_path / name)
         status, said = run(**{option: tmp_path / name})
         assert (status, said.count("\n")) == (2, 1) and name in said, said
+    for option in ("image", "audio", "emotion"):
+        status, said = run(**{option: 300 * "x" + ".csv"})
+        assert (status, said.count("\n")) == (2, 1) and "File name too long" in said, said
     (tmp_path / "loop").symlink_to("loop")
     for out in (".", "/", tmp_path / "loop" / "film.mp4"):
         status, said = run(out=out)
@@ -404,6 +418,14 @@ def test_machine_without_ffmpeg_is_one_line(run, monkeypatch):
     assert "install ffmpeg" in said
 
 
+def test_a_killed_worker_is_one_line(capsys):
+    def main(argv):
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(os._exit, 1).result()
+    assert media.run(main) == 1
+    assert re.search("was killed, .* memory; try again.*\n$", capsys.readouterr().err)
+
+
 def test_full_disk_is_one_line_that_names_the_file(tmp_path):
     """A limit on the size of files stands in for the disk."""
     script = f"""
@@ -479,6 +501,20 @@ def test_signals_during_imports_leave_no_traceback(tmp_path, number, module):
     assert process.returncode == 128 + number
     assert "Traceback" not in rest
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_signal_while_sampling_leaves_nothing(tmp_path):
+    """A whole run of the shipped model, interrupted after the first steps of its network."""
+    with subprocess.Popen([sys.executable, ROOT / "sample.py"], cwd=tmp_path, text=True,
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while "keyframes" not in process.stderr.read(1 + len("keyframes")):
+            pass
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        assert time.monotonic() - began < 2
+    assert process.returncode == 130
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_help_and_mistakes_are_quick_to_answer():

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import media
+import sample
 from checkpoint import header_number, load_metadata, load_part, unlike
 from keyface import KeyFace
 from media import InputError, read_audio, read_image
@@ -190,6 +192,23 @@ def refused(folder: Path, name: str, content: bytes, load=KeyFace.load) -> str:
     (folder / name).symlink_to(WEIGHTS / name)
     assert str(error.value).startswith(str(folder / name))
     return str(error.value)
+
+
+@pytest.mark.parametrize("name, content, reason", [
+    ("", None, "no such folder; give"), ("config.json", None, "holds no config.json, nor the rel"),
+    ("interp.safetensors", None, "missing from the weights folder"),
+    ("wavlm.safetensors", b"\0" * 50, "damaged")])
+def test_the_command_tells_what_is_wrong_with_weights(tmp_path, capsys, name, content, reason):
+    folder, out = tmp_path / "weights", tmp_path / "out" / "film.mp4"
+    if name:
+        shutil.copytree(WEIGHTS, folder)
+        (folder / name).unlink()
+    if content:
+        (folder / name).write_bytes(content)
+    status = media.run(sample.main, [f"--weights={folder}", f"--out={out}", "--device=cpu"])
+    said = capsys.readouterr().err
+    assert (status, said.count("\n")) == (2, 1) and reason in said and str(folder) in said, said
+    assert not list(out.parent.iterdir())
 
 
 def test_configs_that_no_model_has(folder):

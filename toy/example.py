@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from media import SAMPLE_RATE, Parser, make_folder, run
+from media import SAMPLE_RATE, Parser, make_folder, replacing, run
 from toy import faces, voices, world
 from toy.vocalisations import vocalise
 
@@ -44,12 +44,13 @@ def main(argv: list[str] | None = None) -> None:
     rng = np.random.default_rng((PERSON, world.SPLITS.index("test")))
     picture = faces.draw(
         torch.from_numpy(faces.random_identity(rng)), torch.as_tensor(faces.REST)[None], 256)
-    Image.fromarray(world.to_bytes(picture)[0]).save(folder / "face.png")
-
+    with replacing(folder / "face.png") as temporary:
+        Image.fromarray(world.to_bytes(picture)[0]).save(temporary)
     samples = (np.clip(sound(), -1, 1) * 32767).astype("<i2").tobytes()
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "s16le",
-               "-ar", str(SAMPLE_RATE), "-ac", "1", "-i", "pipe:0", str(folder / "speech.flac")]
-    subprocess.run(command, input=samples, check=True)
+    with replacing(folder / "speech.flac") as temporary:
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "s16le",
+                   "-ar", str(SAMPLE_RATE), "-ac", "1", "-i", "pipe:0", str(temporary)]
+        subprocess.run(command, input=samples, check=True)
     print(f"wrote {folder / 'face.png'} and {folder / 'speech.flac'}")
 
 

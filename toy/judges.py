@@ -9,7 +9,6 @@ error. All see the train split alone. `python -m toy.judges`, after toy.train_va
 autoencoder: the ceiling of every model that uses it.
 """
 
-import json
 import math
 import sys
 import time
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from checkpoint import from_dict, load_metadata, load_part, save_part
+from checkpoint import header_config, load_part, save_part
 from media import Parser, run
 from sample import number
 from toy.faces import STATE, draw, random_identity
@@ -114,7 +113,7 @@ def at_size(frames: Tensor) -> Tensor:
 def load_vae(folder: Path) -> VAE:
     """The autoencoder that toy.train_vae wrote there, in the memory layout that is fastest here."""
     path = folder / "vae.safetensors"
-    vae = VAE(from_dict(VAEConfig, json.loads(load_metadata(path)["config"]), str(path))).eval()
+    vae = VAE(header_config(VAEConfig, path)).eval()
     load_part(path, vae)
     return vae.to(memory_format=torch.channels_last)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from figures import save_figure
 from media import FPS
 from toy.stats import bootstrap
 
@@ -30,47 +31,43 @@ def row(measure: str, aim: str, unit: str, seen: dict[str, list],
     return {"measure": measure, "aim": aim, "unit": unit, **figures}
 
 
-def show(figure: dict | None, unit: str, interval: bool = True) -> str:
+def show(figure: dict | None, unit: str) -> str:
     if figure is None:
         return "-"
     value, low, high = (figure[key] for key in ("value", "low", "high"))
     if unit == "%":
-        value, low, high = (round(100 * x) for x in (value, low, high))  # no -0
-        text, bounds = f"{value} %", f"{low} to {high}"
+        # With a decimal, else what just misses an aim would look as if it met it.
+        value, low, high = (round(100 * x, 1) + 0.0 for x in (value, low, high))  # no -0
+        text, bounds = f"{value:g} %", f"{low:g} to {high:g}"
     else:
         digits = 1 if unit in ("dB", "s") else 2
         value, low, high = (round(x, digits) + 0.0 for x in (value, low, high))      # no -0.00
         text, bounds = f"{value:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"
-    return f"{text} ({bounds})" if interval and figure["n"] > 1 else text
+    return f"{text} ({bounds})" if figure["n"] > 1 else text
 
 
 def table(rows: list[dict]) -> str:
-    head = ("measure", "aim", "generated (95 %)", "n", "control (95 %)", "frozen", "ceiling",
-            "judge alone")
+    head = ("measure", "aim", "generated", "n", "control", "frozen", "ceiling", "judge alone")
     lines = [head, ("---",) * len(head)]
     for r in rows:
-        main, *rest = (show(r.get(column), r["unit"], column not in ("still", "drawn"))
-                       for column in COLUMNS)
+        main, *rest = (show(r.get(column), r["unit"]) for column in COLUMNS)
         lines.append((r["measure"], r["aim"], main,
                       str(next(r[c]["n"] for c in COLUMNS if c in r)), *rest))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def describe(rows: list[dict], judges_report: dict, facts: list[str]) -> str:
-    """The table and what it means; `facts` are lines to add. judges_report: of the judges' file."""
-    error = ", ".join(f"{name} {judges_report['drawn'][f'{name} rmse']:.3f} / "
-                      f"{judges_report['decoded'][f'{name} rmse']:.3f}"
-                      for name in ("jaw", "width", "rounding", "valence", "arousal"))
+def describe(rows: list[dict], facts: list[str]) -> str:
+    """The table and what it means; `facts` are lines to add."""
     lines = [
-        "n: clips. Intervals: bootstrap over clips; Wilson's where a clip just says yes or no.",
+        "n: clips. In brackets: 95 % intervals, bootstrap over clips; Wilson's for a yes or no each.",
         "Mouth: a clip's judged frames against its true state, then the mean over clips.",
-        "Valence, arousal, often constant for seconds: over the frames of all clips.", *facts,
-        f"Root mean square error of the judges on other held-out clips, drawn / decoded: {error}."]
+        "Valence, arousal, often constant for seconds: over the frames of all clips.", *facts]
     return f"""\
 People, sentences and voices of the test split.
 *Generated*: to the clip's own sound and mood curve, from the person in another mood and pose.
 *Control*: what a model that cannot know would get: another clip's sound and a third one's curve;
-for the right face, another person.
+for the right face, another person; for vocalisations, the sound of another kind; for the
+autoencoder, the mean of the clip's frames.
 *Frozen*: the identity frame standing still.
 *Ceiling*: the true frames after the autoencoder.
 *Judge alone*: the drawn frames themselves, so the judge's own error.
@@ -96,7 +93,7 @@ def write_sheet(path: Path, faces: list[np.ndarray], films: list[dict[str, np.nd
         side.set_visible(False)
     for i in range(1, len(films)):
         axes.axhline(i * len(films[0]) * size - 0.5, color="white", lw=3)
-    fig.savefig(path)
+    save_figure(path, fig)
 
 
 def write_jaws(path: Path, curves: list[dict[str, np.ndarray]]) -> None:
@@ -109,7 +106,7 @@ def write_jaws(path: Path, curves: list[dict[str, np.ndarray]]) -> None:
         panel.set_ylabel("jaw")
     panels[0, 0].legend(loc="upper right", ncols=3)
     panels[-1, 0].set_xlabel("seconds")
-    fig.savefig(path, dpi=100)
+    save_figure(path, fig, 100)
 
 
 def write_flicker(path: Path, changes: dict[str, np.ndarray], keyframes: np.ndarray,
@@ -129,4 +126,4 @@ def write_flicker(path: Path, changes: dict[str, np.ndarray], keyframes: np.ndar
     panels[0].set_title("mean absolute difference of consecutive frames, of 255; "
                         "keyframes blue, borders of groups red", fontsize=10)
     panels[-1].set_xlabel("seconds")
-    fig.savefig(path, dpi=100)
+    save_figure(path, fig, 100)
