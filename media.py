@@ -348,8 +348,9 @@ def _short_of_memory(said: str) -> str:
     line = "out of memory" + (f" ({', '.join(numbers)})" if numbers else "")
     if not re.search("CUDA|CUBLAS|CUDNN|HIP|MPS", said):
         return f"{line}; close other programs or use smaller --weights"
-    return (f"the GPU is {line}; close other programs that use it, or use --low-memory, another "
-            "GPU, --device cpu or smaller --weights (--size changes nothing here)")
+    return (f"the GPU is {line}; close other programs that use it, or use --low-memory (the "
+            "released weights take 8 GB then, not 18), another GPU, --device cpu or smaller "
+            "--weights (--size changes nothing here)")
 
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:

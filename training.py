@@ -244,6 +244,8 @@ def run(recipe: Recipe, description: str) -> int:
         status, line = 1, (str(error).strip() or type(error).__name__).splitlines()[-1]
         if not isinstance(error, (OSError, MemoryError)) and not re.search(TROUBLE, line):
             raise
+        if isinstance(error, MemoryError) or re.search("of memory|allocate memory", line):
+            line += "; close other programs, or use a smaller --batch or fewer --windows"
     finally:
         for process in mp.active_children():
             process.kill()

@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model and its judges")
     add("--image", type=Path, default=IMAGE, help="the face: a picture of any size")
     add("--seed", type=number(int, 0, 10**18), default=0, help="another seed, other takes")
-    add("--out", type=Path, help="folder to write the films to (default: they are not kept)")
+    add("--out", type=Path, default=Path("out/real_speech"), help="folder to write the films to")
     args = parser.parse_args(argv)
     if len({path.resolve() for path in args.files}) < len(args.files):
         raise InputError("files: one is given twice, and would count twice")
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         sounds.append(loudness(waves[-1]))
         if not sounds[-1].any():
             raise InputError(f"{path}: is silent; give a sound with a voice")
-    films = [args.out / f"{path.stem}.mp4" for path in args.files] if args.out else []
+    films = [args.out / f"{path.stem}.mp4" for path in args.files]
     if len({path.resolve() for path in args.files + films}) < len(args.files + films):
         raise InputError(f"--out: a film in {args.out} would overwrite a sound or another film")
     for film in films:
@@ -127,8 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     for i, wave in enumerate(tqdm(waves, "films")):
         frames = np.stack(list(model.animate(picture, wave, seed=args.seed)))        # (N, H, W, 3)
         jaws.append(judges.states(to_tensor(frames))[:, JAW].numpy())
-        if films:
-            media.write_video(films[i], frames, wave, max(model.size, 256))
+        media.write_video(films[i], frames, wave, max(model.size, 256))
 
     turns = [turned(jaw, sound) for jaw, sound in zip(jaws, sounds)]
     others = []

@@ -1,11 +1,15 @@
 """The statistics of bench/ on made-up curves, where the truth about their p-values is known."""
 
+import re
+import wave as wav_file
+
 import numpy as np
 import pytest
 
+import media
 from bench.borders import means
 from bench.hour import in_step
-from bench.real_speech import loudness, p_value, pooled, turned
+from bench.real_speech import loudness, main, p_value, pooled, turned
 from media import FRAME_SAMPLES, SAMPLE_RATE
 from toy.stats import change
 
@@ -16,6 +20,26 @@ def slow(rng: np.random.Generator, n: int = 150) -> np.ndarray:
     """Noise that changes as slowly as a voice: syllables of about 0.2 s, phrases of a second."""
     return sum(np.convolve(rng.normal(size=n + k - 1), np.ones(k) / k**0.5, "valid")
                for k in (5, 25))
+
+
+@pytest.mark.parametrize("sounds, reason", [
+    (["voice.wav", "voice.wav"], "files: one is given twice"),
+    (["short.wav"], "short.wav: 1.0 s are too few .*; give 3 s or more"),
+    (["silence.wav"], "silence.wav: is silent; give"), (["none.wav"], "none.wav: no such"),
+    (["voice.wav", "other/voice.wav"], "--out: a film in .* would overwrite")])
+def test_recordings_that_cannot_be_judged(tmp_path, capsys, sounds, reason):
+    (tmp_path / "other").mkdir()
+    voice = np.random.default_rng(0).uniform(-0.5, 0.5, 4 * SAMPLE_RATE)
+    for name, wave in (("voice", voice), ("other/voice", voice), ("short", voice[:SAMPLE_RATE]),
+                       ("silence", 0 * voice)):
+        with wav_file.open(str(tmp_path / f"{name}.wav"), "wb") as file:
+            file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+            file.writeframes((32767 * wave).astype("<i2").tobytes())
+    argv = [str(tmp_path / name) for name in sounds]
+    assert media.run(main, [*argv, f"--out={tmp_path / 'films'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and re.search(reason, said), said
+    assert not (tmp_path / "films").exists()
 
 
 def test_a_correlation_with_every_turn():

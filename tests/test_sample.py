@@ -271,13 +271,13 @@ def test_sheet_frames(seconds):
     *[("emotion", name, reason) for name, reason in [
         ("columns.csv", "line 3"), ("empty.csv", "no point"), ("binary.csv", "not a CSV"),
         ("missing.csv", "No such file")]]])
-@pytest.mark.filterwarnings("error::UserWarning")            # which would be a line more
-def test_bad_files(run, files, tmp_path, option, value, reason):
+def test_bad_files(run, files, tmp_path, recwarn, option, value, reason):
     status, said = run(**{option: files / value})
     assert status == 2
     assert said.count("\n") == 1
     assert str(files / value) in said
     assert re.search(rf"({reason}).*(; |expected)", said), said         # and then what to do
+    assert not [each for each in recwarn if each.category is UserWarning]   # a line more
     assert not list(tmp_path.iterdir())
 
 
