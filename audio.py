@@ -283,6 +283,7 @@ class AudioEncoder(nn.Module):
         self.config = config
         self.speech = build_speech(config)
         self.events = BEATs(config.beats)
+        self.whole: tuple[Tensor, Tensor] | None = None  # last heard in one piece, and its tokens
         self.eval().requires_grad_(False)
 
     def forward(self, wave: Tensor) -> Tensor:
@@ -292,14 +293,17 @@ class AudioEncoder(nn.Module):
     def encode(self, wave: Tensor, start: int, stop: int) -> Tensor:
         """Tokens of frames start .. stop of the recording, from the chunks that they need. Past its
         end is silence; released: the last frame again, as silence would change how all is heard."""
-        wave = speech_wave = wave.to(self.events.layer_norm.weight)
+        given, wave = wave, wave.to(self.events.layer_norm.weight)
+        speech_wave = wave
         config, frames = self.config, torch.arange(start, stop)
         if config.mapping == "released":
             frames = frames.clamp(max=frame_count(len(wave)) - 1)
             if config.speech == "wav2vec2":
                 speech_wave = normalise(wave)
             if len(wave) <= config.max_whole_seconds * SAMPLE_RATE:
-                return self._piece(speech_wave, wave, 0, len(wave))[frames]
+                if self.whole is None or self.whole[0] is not given:  # windows ask one by one
+                    self.whole = given, self._piece(speech_wave, wave, 0, len(wave))
+                return self.whole[1][frames]
         hop, middle = config.chunk_frames - config.overlap_frames, config.overlap_frames // 2
         tokens, start, stop = [], int(frames[0]), int(frames[-1]) + 1
         while start < stop:

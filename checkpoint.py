@@ -144,6 +144,19 @@ def check_values(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> N
                              "again")
 
 
+def check_same(path: Path, ours: dict[str, Tensor], other: Path, theirs: dict[str, Tensor]) -> None:
+    """Raises InputError if the autoencoder of the file `path` is not that of which a checkpoint,
+    `other`, holds a part. Half precision makes no difference."""
+    if not theirs:
+        print(f"{other.name}: holds no autoencoder; whether {path.name} is the one it was trained "
+              "with cannot be told")
+    for name, value in theirs.items():
+        alike = name in ours and ours[name].shape == value.shape
+        if not alike or (ours[name].float() - value.float()).norm() > 0.05 * value.float().norm():
+            raise InputError(f"{path}: not the autoencoder that {other} was trained with ({name} "
+                             "differs); get the one of --list-weights")
+
+
 def load_part(path: str | Path, module: nn.Module, device: str | torch.device = "cpu",
               others: dict[str, nn.Module] | None = None) -> None:
     """Loads a safetensors file into `module`, straight to `device`: its tensors take the place of

@@ -8,24 +8,22 @@ weights folder: it takes about half of the space and loads straight onto the dev
 import re
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from huggingface_hub import constants, errors, hf_hub_download, logging, model_info
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from checkpoint import check_names, check_values, save_config, save_part
+from checkpoint import check_names, check_same, check_values, save_config, save_part
 from keyface import Config, KeyFace
 from media import InputError, Parser, make_folder, run
-
-T = TypeVar("T")
 
 # ---- the files --------------------------------------------------------------------------------
 
@@ -154,7 +152,7 @@ NAMES = {**dict.fromkeys(NETWORKS, NETWORK_NAMES), "vae": VAE_NAMES, "wavlm": SP
          "wav2vec2": SPEECH_NAMES, "beats": BEATS_NAMES}
 
 
-def renamed(part: str, published: dict[str, T]) -> dict[str, T]:
+def renamed(part: str, published: dict) -> dict:
     """A dictionary by published names -> by ours, without what is not needed here."""
     result = {}
     for name, value in published.items():
@@ -213,17 +211,19 @@ def find(row: Published, weights: str | Path) -> Path | None:
     return next((path for place in places if (path := shortest(place))), None)
 
 
+class Absent(InputError):
+    """There is no such file, where one could have been."""
+
+
 def download(row: Published, weights: str | Path) -> Path:
     """Gets a file of "released" from the hub, which gives none its name before it is whole. Raises
     InputError, saying what to do, if it cannot be had."""
     try:
         if str(weights) != "released":
             raise FileNotFoundError
-        name = row.file
-        if "*" in name:
-            siblings = model_info(row.repository, timeout=PATIENCE).siblings
-            names = (s.rfilename for s in siblings)
-            name = min((n for n in names if fnmatch(n, name)), key=len, default=name)
+        # Also where the name is known: the download itself would try for minutes.
+        names = (s.rfilename for s in model_info(row.repository, timeout=PATIENCE).siblings)
+        name = min((n for n in names if fnmatch(n, row.file)), key=len, default=row.file)
         return Path(hf_hub_download(row.repository, name, etag_timeout=PATIENCE))
     except errors.GatedRepoError:
         reason = f"{row.repository} wants its licence accepted"
@@ -237,12 +237,15 @@ def download(row: Published, weights: str | Path) -> Path:
         if getattr(error, "errno", None) in (ENOSPC, EDQUOT, EACCES, EPERM, EROFS):
             raise OSError(f"{constants.HF_HUB_CACHE}: {error.strerror}; downloads are kept there: "
                           "make room, or set HF_HOME to another folder") from None
-        reason = f"{row.repository} does not answer ({type(error).__name__})"
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        reason = f"{row.repository} does not answer ({type(error).__name__})" if not status else (
+            f"{row.repository} refuses (HTTP {status}: see to your token, or try again later)")
     folder = FOLDER if str(weights) == "released" else Path(weights)
     licence = " (accept its licence there and log in with `hf auth login`)" if row.gated else ""
     like = "a file like " * ("*" in row.file)
-    raise InputError(f"weights {weights}: {reason}; get {like}{row.file} from https://huggingface"
-                     f".co/{row.repository}{licence} and put it into {(folder / row.file).parent}")
+    raise (Absent if reason.endswith("missing") else InputError)(
+        f"weights {weights}: {reason}; get {like}{row.file} from https://huggingface.co/"
+        f"{row.repository}{licence} and put it into {(folder / row.file).parent}")
 
 
 def obtain(weights: str | Path) -> dict[str, Path]:
@@ -251,6 +254,8 @@ def obtain(weights: str | Path) -> dict[str, Path]:
     files = {row.part: path for row in reversed(FILES) if (path := find(row, weights))}
     if not files and str(weights) != "released":
         lack = "holds no config.json, nor" if Path(weights).is_dir() else "no folder; give one of"
+        if (Path(weights) / "config.json").exists():
+            lack = "is a weights folder already, and holds none of"
         raise InputError(f"{weights}: {lack} the released model's files (see --list-weights)")
     for part in dict.fromkeys(row.part for row in FILES if row.part not in files):
         problem = None
@@ -260,7 +265,7 @@ def obtain(weights: str | Path) -> dict[str, Path]:
             except InputError as error:
                 problem = problem or error
         if problem and part not in files:
-            if part != OPTIONAL:
+            if part != OPTIONAL or not isinstance(problem, Absent):
                 raise problem
             print(f"without autoguidance: {problem}", file=sys.stderr)
     return files
@@ -269,7 +274,8 @@ def obtain(weights: str | Path) -> dict[str, Path]:
 def listing(weights: str | Path) -> str:
     """A line for each published file: whether it is here, its size, its use, and where it is."""
     places = f"{FOLDER}, {constants.HF_HUB_CACHE}" if str(weights) == "released" else weights
-    converted = str(weights) == "released" and (FOLDER / "config.json").exists()
+    folder = FOLDER if str(weights) == "released" else Path(weights)
+    converted = (folder / "config.json").exists()
     lines = [f"looked for in {places}" + "; not needed, converted there already" * converted]
     for row in FILES:
         path = find(row, weights)
@@ -312,16 +318,6 @@ def check_stage(part: str, path: Path, published: dict[str, Tensor]) -> None:
                              "exchange the files")
 
 
-def check_decoder(path: Path, ours: dict[str, Tensor], keyframe: Path,
-                  theirs: dict[str, Tensor]) -> None:
-    """Raises InputError if an autoencoder is not that of the keyframes' checkpoint (`theirs`)."""
-    for name, value in theirs.items():
-        alike = name in ours and ours[name].shape == value.shape
-        if not alike or (ours[name].float() - value.float()).norm() > 0.05 * value.float().norm():
-            raise InputError(f"{path}: not the autoencoder that {keyframe} was trained with "
-                             f"({name} differs); it is that of {SVD}")
-
-
 def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
                    ) -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
     """Name, module (maybe on the meta device) and tensors of each part of `model`: networks in
@@ -337,18 +333,21 @@ def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
         if part == "keyframe":
             decoder = {name.partition("first_stage_model.")[2]: value for name, value in
                        published.items() if "first_stage_model.decoder." in name}
+        elif part in ("wavlm", "wav2vec2"):  # of training with masks; wav2vec2's file lacks it
+            tensors.setdefault("masked_spec_embed", torch.zeros(module.config.hidden_size))
         elif part == "interp":
             projection = {k: v for k, v in tensors.items() if k.startswith("audio_proj.")}
         elif part == "interp_bad":
             tensors |= projection  # the bad network is told what the good one is
         check_names(path, module, {name: tuple(v.shape) for name, v in tensors.items()})
         check_values(path, module, tensors)
-        surplus = {re.sub(r"^_forward_module\.", "", name).split(".")[0]
-                   for name in published if not renamed(part, {name: None})}
+        surplus = Counter(re.sub(r"^_forward_module\.", "", name).split(".")[0]
+                          for name in published if not renamed(part, {name: None}))
         if surplus:
-            print(f"{path.name}: left out, not needed here: {', '.join(sorted(surplus))}")
+            counts = ", ".join(f"{name} ({n})" for name, n in sorted(surplus.items()))
+            print(f"{path.name}: tensors left out, not needed here: {counts}")
         if part == "vae":
-            check_decoder(path, tensors, files["keyframe"], decoder)
+            check_same(path, tensors, files["keyframe"], decoder)
         dtype_here = dtype if part in NETWORKS else torch.float32
         yield part, module, {k: v.to(model.device, dtype_here) for k, v in tensors.items()}
 
@@ -380,7 +379,8 @@ def convert(weights: str | Path, out: Path, dtype: torch.dtype = torch.bfloat16,
     for part, _, tensors in released_parts(files, model, dtype):
         for name in ("config.json", f"{OPTIONAL}.safetensors") if part == "keyframe" else ():
             (out / name).unlink(missing_ok=True)  # of an earlier set; once a part of this is good
-        save_part(out / f"{part}.safetensors", tensors, half=False, source=files[part].name)
+        header = {"config": asdict(model.config.vae)} if part == "vae" else {}
+        save_part(out / f"{part}.safetensors", tensors, half=False, source=files[part].name, **header)
         print(f"wrote    {out / part}.safetensors from {files[part]}", flush=True)
     save_config(model.config, out)
 

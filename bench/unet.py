@@ -216,9 +216,12 @@ def measure(job: dict) -> dict:
 
 
 def in_process(job: dict) -> dict:
-    """`measure(job)` in a new process; one that fails ends the comparison."""
-    done = subprocess.run([sys.executable, __file__, "--job", json.dumps(job)], check=True,
+    """`measure(job)` in a new process; one that fails (it says why) ends the comparison."""
+    done = subprocess.run([sys.executable, __file__, "--job", json.dumps(job)], check=False,
                           stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise OSError(f"no figure of {job['what']} ({job.get('side', 'torch')}): its process ended "
+                      f"with {done.returncode}; try a smaller --size")
     return json.loads(done.stdout.splitlines()[-1])
 
 

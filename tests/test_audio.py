@@ -42,6 +42,16 @@ def test_range_is_a_slice(encoder):
         assert torch.equal(encoder.encode(wave, start, stop), whole[start:stop])
 
 
+def test_a_recording_heard_whole_is_heard_once(monkeypatch):
+    encoder = AudioEncoder(CONFIGS["released"]).eval()
+    heard, piece = [], encoder._piece
+    monkeypatch.setattr(encoder, "_piece", lambda *a: heard.append(a[1]) or piece(*a))
+    for wave in (noise(0.5), noise(0.5, 1)):
+        tokens = torch.cat([encoder.encode(wave, 0, 5), encoder.encode(wave, 5, 13)])
+        assert tokens.equal(AudioEncoder.encode(encoder, wave.clone(), 0, 13))
+    assert len(heard) == 4  # each, and its copy
+
+
 def test_past_the_end(encoder):
     """Ours: silence; released: the last token again, and again."""
     wave = noise(3)

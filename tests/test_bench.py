@@ -1,4 +1,5 @@
-"""The statistics of bench/ on made-up curves, where the truth about their p-values is known."""
+"""The statistics of bench/ on made-up curves, where the truth about their p-values is known; and
+what the other scripts count, at small sizes."""
 
 import re
 import wave as wav_file
@@ -6,7 +7,9 @@ import wave as wav_file
 import numpy as np
 import pytest
 
+import bench.sample
 import media
+from bench import gpu_memory, unet
 from bench.borders import means
 from bench.hour import in_step
 from bench.real_speech import loudness, main, p_value, pooled, turned
@@ -92,3 +95,25 @@ def test_a_jump_into_a_border_stands_out():
     video = np.broadcast_to(levels[:, None, None, None], (40, 2, 2, 3)).astype(np.uint8)
     assert means(change(video), np.array([20])).tolist() == [3.5, 1]
     assert means(change(video), np.array([10])).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_memory_is_predicted_as_a_cpu_counts_it(low_memory):
+    work = gpu_memory.sample
+    guess = gpu_memory.predicted(gpu_memory.small(), False, low_memory, work, "cpu")[1]
+    assert guess == pytest.approx(gpu_memory.allocated(gpu_memory.small(), low_memory, work), rel=.1)
+
+
+def test_networks_are_evaluated_as_often_as_the_method_needs(capsys):
+    bench.sample.main(["--seconds=0.6", "--device=cpu"])
+    figures = dict(pair.split("=") for pair in capsys.readouterr().out.split() if "=" in pair)
+    assert figures["evaluations_per_second"] == figures["needed_per_second"] != "0"
+
+
+def test_networks_beside_diffusers_do_as_much():
+    """Operations at a small size; ours has fewer, as diffusers repeats the sound for each pixel."""
+    job = {"what": "forward", "small": True, "size": 8, "steps": 1, "device": "cpu",
+           "compile": False, "runs": 1}
+    ours, theirs = (unet.measure(job | {"side": side}) for side in unet.SIDES)
+    assert 0.6 < ours["flops"] / theirs["flops"] < 1
+    assert min(ours["seconds"], ours["bytes"] + 1) > 0

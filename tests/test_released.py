@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shutil
+import socket
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fixture import FOLDER
-from huggingface_hub import errors
+from huggingface_hub import HfApi, errors
 from safetensors.torch import load_file, save_file
 from test_keyface import shaken
 from test_sample import write_wav
@@ -24,7 +25,7 @@ import media
 import released
 import sample
 from audio import AudioConfig
-from checkpoint import load_config, load_part, save_config, save_part
+from checkpoint import load_config, load_metadata, load_part, save_config, save_part
 from keyface import Config, KeyFace, StageConfig
 from media import InputError
 from unet import UNetConfig
@@ -62,6 +63,12 @@ def test_every_name_and_shape_of_a_stage(full, stage):
     decoder = groups["first_stage_model.decoder"]["parameters"]
     assert parameters(module) + decoder == KEYS[stage]["total_parameters"]
     assert parameters(full.vae.decoder) == decoder
+    frozen = [p.numel() for k, p in module.unet.named_parameters()
+              if "time_" in k and not k.startswith("time_embed")]
+    counts = KEYS[stage]["trainable"]
+    assert (len(frozen), sum(frozen)) == (counts["frozen_unet_tensors"],
+                                          counts["frozen_unet_parameters"])
+    assert parameters(module) - sum(frozen) == counts["trainable_parameters"]
 
 
 def test_every_name_and_shape_of_the_autoencoder(full):
@@ -156,6 +163,7 @@ def original():
         shaken(part.eval())
     model.interp_bad.load_state_dict({k: 0.9 * v for k, v in model.interp.state_dict().items()})
     model.interp_bad.audio_proj = model.interp.audio_proj
+    torch.nn.init.zeros_(model.interp_audio.speech.masked_spec_embed)
     return model
 
 
@@ -197,7 +205,8 @@ def publish(model: KeyFace, folder: Path) -> Path:
     beats |= {table.format(i): beats[table.format(0)] for i in (1, 2)}
     torch.save({"cfg": {}, "model": beats | {"predictor.bias": torch.zeros(527)}},
                folder / released.BEATS_FILE)
-    wav2vec2 = {f"wav2vec2.{k}": v for k, v in parts["wav2vec2"].state_dict().items()}
+    wav2vec2 = {f"wav2vec2.{k}": v for k, v in parts["wav2vec2"].state_dict().items()
+                if k != "masked_spec_embed"}  # theirs was trained without masks
     save_file(wav2vec2 | {"lm_head.bias": torch.zeros(32)},
               folder / "wav2vec2-base-960h" / "model.safetensors")
     return folder
@@ -480,6 +489,21 @@ def bare(kind: type) -> Exception:
     return kind.__new__(kind)
 
 
+refusing = bare(errors.HfHubHTTPError)
+refusing.response = SimpleNamespace(status_code=403)
+
+
+def test_a_hub_that_stays_silent_is_not_waited_for(hub, monkeypatch):
+    """A real request to a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        api = HfApi(endpoint=f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(released, "model_info", api.model_info)
+        monkeypatch.setattr(released, "PATIENCE", 0.2)
+        with pytest.raises(InputError, match="wav2vec2-base-960h does not answer .*Timeout"):
+            released.download(next(r for r in released.FILES if r.part == "wav2vec2"), "released")
+    assert "model.safetensors" not in hub.asked  # a download would be tried again for minutes
+
+
 def test_downloads_once(hub, original):
     same(released.load("released", config=small()), original)
     assert [name for name in hub.asked if name] == [
@@ -505,6 +529,8 @@ def test_downloads_once(hub, original):
     ("interpolation.pt", bare(errors.EntryNotFoundError), "interpolation.pt is missing"),
     ("wav2vec2", TimeoutError("timed out"), "wav2vec2-base-960h does not answer .TimeoutError"),
     ("", ConnectionError("offline"), "cannot be reached; get a file like vae/"),
+    ("keyframe.pt", refusing, "keyface refuses .HTTP 403: see to your token"),
+    ("bad", TimeoutError("timed out"), "keyface does not answer .TimeoutError"),
 ])
 def test_hub_trouble_is_one_line(hub, capsys, monkeypatch, file, error, reason):
     hub.trouble[file] = error
@@ -543,7 +569,7 @@ def test_half_a_download_is_not_used(hub):
     assert "found " not in released.listing("released")
 
 
-def test_folders_and_listing(published, tmp_path, capsys):
+def test_folders_and_listing(published, converted, tmp_path, capsys):
     (tmp_path / "flat").mkdir()
     for row in released.FILES:
         source = released.find(row, published)
@@ -554,6 +580,9 @@ def test_folders_and_listing(published, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: holds no config.json, nor the"):
         released.obtain(tmp_path / "empty")
+    with pytest.raises(InputError, match="is a weights folder already, and holds none of the"):
+        released.obtain(converted)
+    assert "not needed, converted there already" in released.listing(converted).splitlines()[0]
     assert media.run(sample.main, ["--list-weights", "--weights", str(published)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(released.FILES)
@@ -568,7 +597,10 @@ def test_command(published, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(released, "Config", small)
     out = tmp_path / "out"
     assert media.run(released.main, [str(published), str(out)]) == 0
-    assert capsys.readouterr().out.count("wrote") == 7
+    said = capsys.readouterr().out
+    assert said.count("wrote") == 7
+    assert f"{Path(released.BEATS_FILE).name}: tensors left out, not needed here: encoder (2), pre" in said
+    assert json.loads(load_metadata(out / "vae.safetensors")["config"])["ch"] == small().vae.ch
     assert {t.dtype for t in load_file(out / "interp.safetensors").values()} == {torch.bfloat16}
     assert media.run(released.main, [str(published), str(out), "--dtype", "fp8"]) == 2
     assert media.run(released.main, [str(tmp_path / "nowhere"), str(out)]) == 2
