@@ -507,8 +507,10 @@ def test_a_signal_while_sampling_leaves_nothing(tmp_path):
     """A whole run of the shipped model, interrupted after the first steps of its network."""
     with subprocess.Popen([sys.executable, ROOT / "sample.py"], cwd=tmp_path, text=True,
                           stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while "keyframes" not in process.stderr.read(1 + len("keyframes")):
-            pass
+        said = ""
+        while "keyframes" not in said:
+            said += (letter := process.stderr.read(1))
+            assert letter, said                     # else it has ended
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=10)
