@@ -48,9 +48,9 @@ def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str
     if emotion.lower().endswith(".csv"):
         try:
             if Path(emotion).is_fifo():  # which would be waited for
-                raise UnicodeError
+                raise OSError(0, "not a file")
             rows = list(csv.reader(Path(emotion).read_text(encoding="utf-8-sig").splitlines()))
-        except (OSError, UnicodeError, csv.Error) as error:
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or "not a CSV text file"
             raise InputError(f"--emotion: {emotion}: {reason}; give one of seconds,valence,arousal"
                              ) from None

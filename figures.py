@@ -13,6 +13,7 @@ from media import FPS, SAMPLE_RATE, replacing
 
 
 def save_figure(path: Path, figure: Figure, dpi: int | str = "figure") -> None:
+    """Writes a figure as PNG, by default at its own resolution."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
 

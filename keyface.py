@@ -289,10 +289,15 @@ class Plan:
         stop = min(start + self.per_window, self.keyframes - 1)
         return [(k * self.spacing, (k + 1) * self.spacing) for k in range(start, stop)]
 
+    @property
+    def span(self) -> int:
+        """Video frames from the beginning of one group to that of the next."""
+        return self.per_window * self.spacing
+
     def written(self, group: int) -> range:
         """Video frames that a group hands out: its first is the last of the group before."""
-        span = self.per_window * self.spacing
-        return range(group * span + (group > 0), min((group + 1) * span + 1, self.total))
+        start = group * self.span
+        return range(start + (group > 0), min(start + self.span + 1, self.total))
 
     @property
     def padded(self) -> int:
@@ -445,8 +450,7 @@ class KeyFace:
                 report("frames", done, (plan.keyframes - 1) * (len(sigmas) - 1))
             return diffusion.merge(x)
 
-        span = plan.per_window * plan.spacing  # frames a group
-        first = max(start - 1, 0) // span  # the group that writes `start`
+        first = max(start - 1, 0) // plan.span  # the group that writes `start`
         current = keyframes(first)
         for group in range(first, plan.groups):
             following = keyframes(group + 1) if group + 1 < plan.windows else None
@@ -456,7 +460,7 @@ class KeyFace:
                 keys = current if following is None else torch.cat([current, following[:1]])
                 latents = between(group, keys[:len(plan.segments(group)) + 1])
             own = plan.written(group)
-            latents = latents[own.start - group * span:][:len(own)]
+            latents = latents[own.start - group * plan.span:][:len(own)]
             for begin, part in zip(own[::few], latents.split(few)):
                 self.bring("vae")
                 images = ((self.vae.to_images(part) + 1) * 127.5).round().byte()

@@ -57,9 +57,10 @@ def _ffmpeg() -> str:
 
 def _decode(path: Path, options: list[str], kind: str) -> tuple[bytes, str]:
     """What ffmpeg makes of a file (on its standard output), and what it says about it."""
+    content = "sound" if kind == "Audio" else "video"
     if not Path(path).is_file():
         lack = "not a file" if Path(path).exists() else "no such file"
-        raise InputError(f"{path}: {lack}; give one with {kind.lower()}")
+        raise InputError(f"{path}: {lack}; give one with {content}")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: cannot be read; check its permissions")
     # "file:" and the whitelist keep odd names and playlists from opening anything else.
@@ -72,9 +73,8 @@ def _decode(path: Path, options: list[str], kind: str) -> tuple[bytes, str]:
                       "try again with more free memory")
     if not re.search(rf"(?m)^ *Stream #0.*: {kind}:", report):
         found = re.search(r"(?m)^ *Stream #0", report)
-        kind = "sound" if kind == "Audio" else "video"
-        lack = f"holds no {kind}" if found else "empty, damaged or not a sound or video file"
-        raise InputError(f"{path}: {lack}; give a file with {kind}, such as WAV or MP4")
+        lack = f"holds no {content}" if found else "empty, damaged or not a sound or video file"
+        raise InputError(f"{path}: {lack}; give a file with {content}, such as WAV or MP4")
     streamed = "Ignoring maximum wav data size" in report       # written to a pipe: no length in it
     if not streamed and re.search(r"(?m)^\[.*(corrupt|ended prematurely|partial file)", report):
         raise InputError(f"{path}: cut off or damaged; give the whole file")

@@ -380,7 +380,8 @@ def convert(weights: str | Path, out: Path, dtype: torch.dtype = torch.bfloat16,
         for name in ("config.json", f"{OPTIONAL}.safetensors") if part == "keyframe" else ():
             (out / name).unlink(missing_ok=True)  # of an earlier set; once a part of this is good
         header = {"config": asdict(model.config.vae)} if part == "vae" else {}
-        save_part(out / f"{part}.safetensors", tensors, half=False, source=files[part].name, **header)
+        save_part(out / f"{part}.safetensors", tensors, half=False, source=files[part].name,
+                  **header)
         print(f"wrote    {out / part}.safetensors from {files[part]}", flush=True)
     save_config(model.config, out)
 

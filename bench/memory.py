@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     model = KeyFace.load(ROOT / "weights" / "tiny")
     wave = np.resize(read_audio(ROOT / "assets" / "speech.flac"), minutes * 60 * SAMPLE_RATE)
     plan = Plan(minutes * 60 * FPS, dummy_first=model.config.dummy_first)
-    group, began = plan.per_window * plan.spacing, time.monotonic()
+    group, began = plan.span, time.monotonic()
     samples: list[list[float]] = [[] for _ in range(minutes)]
     print("minute   memory (MB)   seconds since the start")
     for i, _ in enumerate(model.animate(ROOT / "assets" / "face.png", wave, steps=1)):

@@ -236,8 +236,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--size", type=number(int, 8, 512),
                         help="side of the latents; default: 64 on a GPU, on a CPU 16 to 32")
-    parser.add_argument("--steps", type=number(int, 1, 11), help="of the loop; default: all 11 on a GPU, else 1")
-    parser.add_argument("--repeat", type=number(int, 1, 100), default=2, help="processes for each measurement")
+    parser.add_argument("--steps", type=number(int, 1, 11),
+                        help="of the loop; default: all 11 on a GPU, else 1")
+    parser.add_argument("--repeat", type=number(int, 1, 100), default=2,
+                        help="processes for each measurement")
     parser.add_argument("--compile", action="store_true", help="both through torch.compile")
     parser.add_argument("--small", action="store_true", help="a reduced network and decoder")
     parser.add_argument("--job", help=argparse.SUPPRESS)

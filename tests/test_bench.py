@@ -101,7 +101,8 @@ def test_a_jump_into_a_border_stands_out():
 def test_memory_is_predicted_as_a_cpu_counts_it(low_memory):
     work = gpu_memory.sample
     guess = gpu_memory.predicted(gpu_memory.small(), False, low_memory, work, "cpu")[1]
-    assert guess == pytest.approx(gpu_memory.allocated(gpu_memory.small(), low_memory, work), rel=.1)
+    counted = gpu_memory.allocated(gpu_memory.small(), low_memory, work)
+    assert guess == pytest.approx(counted, rel=0.1)
 
 
 def test_networks_are_evaluated_as_often_as_the_method_needs(capsys):
@@ -114,6 +115,5 @@ def test_networks_beside_diffusers_do_as_much():
     """Operations at a small size; ours has fewer, as diffusers repeats the sound for each pixel."""
     job = {"what": "forward", "small": True, "size": 8, "steps": 1, "device": "cpu",
            "compile": False, "runs": 1}
-    ours, theirs = (unet.measure(job | {"side": side}) for side in unet.SIDES)
-    assert 0.6 < ours["flops"] / theirs["flops"] < 1
-    assert min(ours["seconds"], ours["bytes"] + 1) > 0
+    ours, theirs = (unet.measure(job | {"side": side})["flops"] for side in unet.SIDES)
+    assert 0.6 < ours / theirs < 1

@@ -599,7 +599,8 @@ def test_command(published, tmp_path, monkeypatch, capsys):
     assert media.run(released.main, [str(published), str(out)]) == 0
     said = capsys.readouterr().out
     assert said.count("wrote") == 7
-    assert f"{Path(released.BEATS_FILE).name}: tensors left out, not needed here: encoder (2), pre" in said
+    name = Path(released.BEATS_FILE).name
+    assert f"{name}: tensors left out, not needed here: encoder (2), predictor (1)\n" in said
     assert json.loads(load_metadata(out / "vae.safetensors")["config"])["ch"] == small().vae.ch
     assert {t.dtype for t in load_file(out / "interp.safetensors").values()} == {torch.bfloat16}
     assert media.run(released.main, [str(published), str(out), "--dtype", "fp8"]) == 2

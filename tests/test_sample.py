@@ -266,7 +266,8 @@ def test_sheet_frames(seconds):
         ("promises more.wav", "cut off"), ("infinite.wav", "not finite")]],
     *[("image", name, reason) for name, reason in [
         ("missing.png", "No such file"), ("empty.png", "empty"), ("text.png", "not a picture"),
-        ("cut.png", "cut off"), ("cut.jpg", "cut off"), ("cut.tif", "cut off"), ("thin.png", "1 x 200000"),
+        ("cut.png", "cut off"), ("cut.jpg", "cut off"), ("cut.tif", "cut off"),
+        ("thin.png", "1 x 200000"),
         (".", "directory"), ("bomb.png", "million pixels"), ("good.wav", "not a picture")]],
     *[("emotion", name, reason) for name, reason in [
         ("columns.csv", "line 3"), ("empty.csv", "no point"), ("binary.csv", "not a CSV"),

@@ -59,7 +59,8 @@ def table(rows: list[dict]) -> str:
 def describe(rows: list[dict], facts: list[str]) -> str:
     """The table and what it means; `facts` are lines to add."""
     lines = [
-        "n: clips. In brackets: 95 % intervals, bootstrap over clips; Wilson's for a yes or no each.",
+        ("n: clips. In brackets: 95 % intervals, bootstrap over clips; "
+         "Wilson's for a yes or no each."),
         "Mouth: a clip's judged frames against its true state, then the mean over clips.",
         "Valence, arousal, often constant for seconds: over the frames of all clips.", *facts]
     return f"""\

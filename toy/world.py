@@ -236,7 +236,8 @@ def write_clip(clip: Clip, stem: Path, size: int) -> None:
     rng = np.random.default_rng([clip.seed, SPLITS.index(clip.split), 6])
     with media.replacing(stem.with_suffix(".png")) as temporary:
         iio.imwrite(temporary, to_bytes(portrait(clip, size, rng)))
-    with media.replacing(stem.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
+    with (media.replacing(stem.with_suffix(".csv")) as temporary,
+          temporary.open("w", newline="") as file):
         table = csv.writer(file)
         table.writerow(["seconds", "valence", "arousal", *STATE, "viseme", "event"])
         for i in range(n_frames):
