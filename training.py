@@ -59,6 +59,7 @@ def parse(recipe: Recipe, description: str) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/toy"), help="weights folder to train into")
     add("--minutes", type=float, default=recipe.minutes,
         help="training time, without data preparation")
+    add("--steps", type=int, help="train for so many steps instead; rate and phases follow them")
     add("--init", type=Path, help="weights folder to start from")
     add("--resume", action="store_true", help="continue the training that --out holds")
     add("--data", help="folder of videos with sound; without it, the drawn world")
@@ -69,8 +70,8 @@ def parse(recipe: Recipe, description: str) -> argparse.Namespace:
     add("--workers", type=int, default=0,
         help="processes (default: one a core, at most --batch; on a GPU one)")
     args = parser.parse_args()
-    for name in ("minutes", "windows", "batch", "lr"):
-        if not 0 < getattr(args, name) < math.inf:
+    for name in ("minutes", "steps", "windows", "batch", "lr"):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             parser.error(f"--{name} must be a number greater than 0")
     if not 0 <= args.seed <= 10**9 or args.workers < 0:
         parser.error("--seed must be from 0 to 1e9, --workers not negative")
@@ -298,7 +299,8 @@ def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Na
     while True:
         now = time.monotonic() - began
         seconds = before + now
-        control = torch.tensor([seconds / (60 * args.minutes), float(bool(stop))])
+        progress = step / args.steps if args.steps else seconds / (60 * args.minutes)
+        control = torch.tensor([progress, float(bool(stop))])
         if workers > 1:
             dist.broadcast(control, 0)  # all processes see the same clock
         progress, stopping = control.tolist()

@@ -69,7 +69,7 @@ class StopAfter(dict):
 
 
 def train(out: Path, steps: int, recipe: training.Recipe = KEYFRAME, resume: bool = False) -> dict:
-    args = Namespace(out=out, init=None, resume=resume, seed=0, batch=4, minutes=recipe.minutes,
+    args = Namespace(out=out, init=None, resume=resume, seed=0, batch=4, steps=None, minutes=recipe.minutes,
                      lr=recipe.learning_rate)
     training.loop(0, 1, "", recipe, args, windows(), windows(2), torch.device("cpu"),
                   StopAfter(steps))
@@ -128,7 +128,7 @@ def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, 
     assert int(float(lines[-1].split(",")[1])) == state["step"]
     assert {p.name for p in out.iterdir()} >= {"interp_curves.png", "interp_sheet.png",
                                                "interp.safetensors", "interp_bad.safetensors"}
-    more = Namespace(out=tmp_path / "more", init=out, resume=False, seed=0, batch=4, minutes=1e9,
+    more = Namespace(out=tmp_path / "more", init=out, resume=False, seed=0, batch=4, steps=None, minutes=1e9,
                      lr=1e-3)
     training.assemble(more)  # going on from there, the bad model stays what it was
     training.loop(0, 1, "", replace(recipe, early=0), more, windows(), windows(2),
