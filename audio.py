@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
 
-from media import FRAME_SAMPLES, SAMPLE_RATE, frame_count
+from tools.media import FRAME_SAMPLES, SAMPLE_RATE, frame_count
 
 MARGIN = 120  # samples beyond each end of a chunk that BEATs' outer patches see
 

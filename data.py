@@ -21,10 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch import multiprocessing as mp
 
-from checkpoint import fitting, header_config, load_config, load_metadata, load_part
 from emotion import emotion_curve
-from keyface import Config, KeyFace, StageConfig
-from media import FRAME_SAMPLES, InputError, read_audio, read_video
+from keyface import KeyFace
+from stage import Config, StageConfig
+from tools.checkpoint import fitting, header_config, load_config, load_metadata, load_part
+from tools.cli import InputError
+from tools.media import FRAME_SAMPLES, read_audio, read_video
 from vae import VAEConfig
 
 

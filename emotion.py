@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from media import FPS, InputError
+from tools.cli import InputError
+from tools.media import FPS
 
 # Emotions by name: valence, arousal.
 EMOTIONS = {

@@ -10,58 +10,46 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
-if __name__ == "__main__":      # until `media.run`: the imports below may take a second
+if __name__ == "__main__":      # until `cli.run`: the imports below may take a second
     for each in signal.SIGINT, signal.SIGTERM:
         signal.signal(each, lambda number, _: os._exit(128 + number))
 
 import numpy as np
 from tqdm import tqdm
 
-import media
 from emotion import emotion_curve
-from media import FPS, SAMPLE_RATE, InputError
+from tools import cli, media
+from tools.cli import InputError
+from tools.media import FPS, SAMPLE_RATE
 
-HERE = Path(__file__).resolve().parent
-IMAGE, AUDIO = HERE / "assets" / "face.png", HERE / "assets" / "speech.flac"
+IMAGE, AUDIO = cli.HERE / "assets" / "face.png", cli.HERE / "assets" / "speech.flac"
 EMOTION = "0:neutral 1.5:neutral 3:happy 5:happy 7:sad"     # made for the sound above, only for it
-WEIGHTS = HERE / "weights" / "tiny"
-
-
-def number(kind: type, low: float, high: float) -> Callable[[str], float]:
-    """An argument type: an int or a float within bounds."""
-    def convert(text: str):
-        with suppress(ValueError):
-            if low <= (value := kind(text)) <= high:        # not so for NaN
-                return value
-        name = "whole number" if kind is int else "number"
-        raise argparse.ArgumentTypeError(f'"{text}" is no {name} from {low} to {high}')
-    return convert
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked as far as that needs no file."""
-    parser = media.Parser("sample.py", description=__doc__.split("\n\n")[0])
-    weight = number(float, -100, 100)
+    parser = cli.Parser("sample.py", description=__doc__.split("\n\n")[0])
+    weight = cli.number(float, -100, 100)
     add = parser.add_argument
     add("--image", type=Path, default=IMAGE, help="the face: a picture of any size")
     add("--audio", type=Path, help="what it says: any sound, or a video with sound")
     add("--out", type=Path, default=Path("out/sample.mp4"), help="the video to write, .mp4")
-    add("--weights", type=Path, default=WEIGHTS, help='folder of weights, or of the released '
+    add("--weights", type=Path, default=cli.WEIGHTS, help='folder of weights, or of the released '
         'model\'s published files; "released": these, downloaded once')
     add("--list-weights", action="store_true", help="list the published files, and leave")
     add("--emotion", help='a name, "V,A" (valence, arousal in -1..1), "0:neutral 2.5:happy '
         '6:-0.8,-0.3", or a CSV of seconds,valence,arousal; default neutral')
-    add("--steps", type=number(int, 1, 1000), help="of the sampler; 10: the paper's 11 levels")
+    add("--steps", type=cli.number(int, 1, 1000), help="of the sampler; 10: the paper's 11 levels")
     add("--id-guidance", type=weight, help="weight of the identity in keyframes")
     add("--audio-guidance", type=weight, help="weight of the sound in keyframes")
     add("--autoguidance", type=weight, help="weight of the good over the bad model between them")
-    add("--size", type=number(int, 16, 4096), help="side of the video in pixels, even")
-    add("--seed", type=number(int, 0, 10**18), default=0, help="another seed, another take")
+    add("--size", type=cli.number(int, 16, 4096), help="side of the video in pixels, even")
+    add("--seed", type=cli.number(int, 0, 10**18), default=0, help="another seed, another take")
     add("--device", help="cpu, cuda, cuda:1, mps; default: the GPU if there is one")
     add("--low-memory", action="store_true",
         help="slower: each part is on the GPU only while it works")
@@ -127,9 +115,9 @@ def main(argv: list[str] | None = None) -> None:
     """Parses, checks every input before the slow work, samples, writes, and says what it did."""
     args = arguments(argv)
     if args.list_weights:
-        import released
+        from tools import released
 
-        return print(released.listing("released" if args.weights == WEIGHTS else args.weights))
+        return print(released.listing("released" if args.weights == cli.WEIGHTS else args.weights))
     audio = args.audio or AUDIO
     emotion = args.emotion if args.emotion is not None else "neutral" if args.audio else EMOTION
     for option, path in (("--image", args.image), ("--audio", audio)):
@@ -143,15 +131,14 @@ def main(argv: list[str] | None = None) -> None:
     wave = media.read_audio(audio)
     picture = media.read_image(args.image)
     curve = emotion_curve(emotion, media.frame_count(len(wave)))                    # (N, 2)
-    media.check_output(args.out, (".mp4",), "--out")
-    media.check_output(args.sheet, (".png",), "--sheet")
+    cli.check_output(args.out, (".mp4",), "--out")
+    cli.check_output(args.sheet, (".png",), "--sheet")
 
-    import figures  # only now: torch takes seconds to load, mistakes are told at once
-    import keyface
-    from checkpoint import unlike
+    # Only now: torch takes seconds to load, and mistakes are to be told at once.
+    from tools import figures, released
 
     device = pick_device(args.device)
-    model = keyface.KeyFace.load(args.weights, device, args.low_memory)
+    model = released.load(args.weights, device, args.low_memory)
     config, size = model.config, args.size or max(model.size, 256)
     settings = {name: getattr(config, name) if getattr(args, name) is None else getattr(args, name)
                 for name in ("steps", "id_guidance", "audio_guidance", "autoguidance")}
@@ -163,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
           + f", seed {args.seed}", flush=True)
 
     began, identity = time.perf_counter(), media.read_image(picture, model.size)
-    if strange := unlike(identity, model.vae, args.weights):
+    if strange := model.unlike(identity):
         print(f"sample.py: warning: --image {args.image}: {strange}", file=sys.stderr)
     kept: dict[int, np.ndarray] = {}
     with closing(Progress()) as progress:
@@ -178,4 +165,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(media.run(main))
+    sys.exit(cli.run(main))

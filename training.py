@@ -23,12 +23,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch import multiprocessing as mp
 
-import checkpoint
 from data import Windows, find_frozen, frozen_parts, load_frozen, open_source, prepare
 from diffusion import latent_loss, sample, schedule
-from figures import load_metrics, save_grid, save_metrics
-from keyface import Conditions, KeyFace, Stage, guided_keyframes, guided_segments
-from media import InputError, Parser, make_folder, replacing
+from keyface import KeyFace
+from stage import Conditions, Stage, guided_keyframes, guided_segments
+from tools import checkpoint
+from tools.cli import InputError, Parser, make_folder, replacing
+from tools.figures import load_metrics, save_grid, save_metrics
 
 SHIPPED = Path(__file__).parent / "weights" / "tiny"
 SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 60, 600  # seconds

@@ -17,10 +17,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                              # run as a script, it finds the project
 
-import media
-from media import FPS, FRAME_SAMPLES
-from sample import WEIGHTS, number
-from toy.stats import AROUND, bootstrap, change
+from tools import cli
+from tools.cli import WEIGHTS, number
+from tools.media import FPS, FRAME_SAMPLES
+from toy.evaluation.stats import AROUND, bootstrap, change
 
 SEEDS, SECONDS = 74_000_000, 44
 NEXT = [-1, 0]                                             # pairs of frames that touch a border
@@ -32,14 +32,14 @@ def means(curve: np.ndarray, borders: np.ndarray) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = media.Parser("bench/borders.py", description=__doc__.split("\n\n")[0])
+    parser = cli.Parser("bench/borders.py", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model")
     add("--clips", type=number(int, 1, 1000), default=6, help=f"of {SECONDS} s, each filmed twice")
     args = parser.parse_args(argv)
 
     from keyface import Plan  # only now: torch takes seconds to load, mistakes are told at once
-    from toy.films import face_of, loaded, made, make_film, make_truth, workers
+    from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, workers
     from toy.world import make_clip
 
     model = loaded(args.weights)
@@ -71,4 +71,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(media.run(main))
+    sys.exit(cli.run(main))

@@ -38,10 +38,10 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import audio
-import media
 from audio import AudioConfig
 from keyface import Config, KeyFace
-from media import FRAME_SAMPLES, SAMPLE_RATE
+from tools import cli
+from tools.media import FRAME_SAMPLES, SAMPLE_RATE
 from unet import UNetConfig
 from vae import VAEConfig
 
@@ -190,7 +190,7 @@ def small() -> Config:
 
 
 def main(argv: list[str] | None = None) -> None:
-    media.Parser("bench/gpu_memory.py", description=__doc__.split("\n\n")[0]).parse_args(argv)
+    cli.Parser("bench/gpu_memory.py", description=__doc__.split("\n\n")[0]).parse_args(argv)
     figures = {}
     for low_memory, name in ((False, ""), (True, "low_")):
         option = ", --low-memory" * low_memory
@@ -215,4 +215,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(media.run(main))
+    sys.exit(cli.run(main))

@@ -19,10 +19,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                              # run as a script, it finds the project
 
-import media
-from media import FPS, FRAME_SAMPLES
-from sample import WEIGHTS, number
-from toy.stats import best_lag, correlation
+from tools import cli
+from tools.cli import WEIGHTS, number
+from tools.media import FPS, FRAME_SAMPLES
+from toy.evaluation.stats import best_lag, correlation
 
 SEEDS, MINUTE = 73_000_000, 60 * FPS                       # of the clips; frames
 REACH = 5                                                  # frames of lag looked at
@@ -36,7 +36,7 @@ def in_step(jaws: list[np.ndarray], truths: list[np.ndarray]) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = media.Parser("bench/hour.py", description=__doc__.split("\n\n")[0])
+    parser = cli.Parser("bench/hour.py", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model and its judges")
     add("--minutes", type=number(int, 2, 600), default=60, help="of sound (default 60)")
@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     import torch  # only now: it takes seconds to load, mistakes are told at once
 
     from keyface import KeyFace, Plan
-    from toy.films import face_of, to_tensor
-    from toy.judges import JUDGED, Judges
+    from toy.evaluation.films import face_of, to_tensor
+    from toy.evaluation.judges import JUDGED, Judges
     from toy.world import COLUMN, make_clip
 
     model, judges = KeyFace.load(args.weights), Judges.load(args.weights / "judges.safetensors")
@@ -83,4 +83,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(media.run(main))
+    sys.exit(cli.run(main))

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from keyface import KeyFace, Plan
-from media import FPS, SAMPLE_RATE, Parser, read_audio, run
-from sample import number
+from tools.cli import Parser, number, run
+from tools.media import FPS, SAMPLE_RATE, read_audio
 
 
 def resident() -> float:

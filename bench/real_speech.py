@@ -28,10 +28,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                              # run as a script, it finds the project
 
-import media
-from media import FRAME_SAMPLES, SAMPLE_RATE, InputError
-from sample import IMAGE, WEIGHTS, number
-from toy.stats import best_lag, correlation
+from sample import IMAGE
+from tools import cli, media
+from tools.cli import WEIGHTS, InputError, number
+from tools.media import FRAME_SAMPLES, SAMPLE_RATE
+from toy.evaluation.stats import best_lag, correlation
 
 SHORTEST = 3.0                                             # seconds: below, too few turns
 BAND = 500, 3000                                           # Hz
@@ -93,7 +94,7 @@ def pooled(files: list[np.ndarray], seed: int = 0) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Checks every input before the slow work (InputError), makes the films, prints the table."""
-    parser = media.Parser("bench/real_speech.py", description=__doc__.split("\n\n")[0])
+    parser = cli.Parser("bench/real_speech.py", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("files", type=Path, nargs="+", help=f"sounds with a voice, of {SHORTEST:g} s or longer")
     add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model and its judges")
@@ -116,11 +117,11 @@ def main(argv: list[str] | None = None) -> None:
     if len({path.resolve() for path in args.files + films}) < len(args.files + films):
         raise InputError(f"--out: a film in {args.out} would overwrite a sound or another film")
     for film in films:
-        media.check_output(film, (".mp4",), "--out")
+        cli.check_output(film, (".mp4",), "--out")
 
     from keyface import KeyFace  # only now: torch takes seconds to load, mistakes are told at once
-    from toy.evaluate import JAW, to_tensor
-    from toy.judges import Judges
+    from toy.evaluation.__main__ import JAW, to_tensor
+    from toy.evaluation.judges import Judges
 
     model, judges = KeyFace.load(args.weights), Judges.load(args.weights / "judges.safetensors")
     jaws = []
@@ -148,4 +149,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(media.run(main))
+    sys.exit(cli.run(main))

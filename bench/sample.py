@@ -24,18 +24,17 @@ from bench.gpu_memory import build
 from bench.unet import fill
 from diffusion import schedule
 from keyface import Config, KeyFace, Plan
-from media import (
+from sample import AUDIO, EMOTION, IMAGE, pick_device
+from tools.cli import WEIGHTS, Parser, number, run
+from tools.media import (
     FPS,
     FRAME_SAMPLES,
     SAMPLE_RATE,
-    Parser,
     frame_count,
     read_audio,
     read_image,
-    run,
     write_video,
 )
-from sample import AUDIO, EMOTION, IMAGE, WEIGHTS, number, pick_device
 
 
 class Clock:
@@ -100,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     wave = read_audio(AUDIO)[:round(args.seconds * SAMPLE_RATE)]
     count = frame_count(len(wave))
     began = time.perf_counter()
-    model = random_model(device) if args.random else KeyFace.load(args.weights, device)
+    model = random_model(device) if args.random else released.load(args.weights, device)
     loading = time.perf_counter() - began
     image = read_image(IMAGE, model.size)
     if device != "cpu":  # what a GPU does once, at its first call, is no part of the time

@@ -32,8 +32,8 @@ from pathlib import Path
 # In front: this folder has files named like the modules that they measure.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import media
-from sample import number
+from tools import cli
+from tools.cli import number
 
 FRAMES = 14
 # The largest that fit in 24 GB and a quarter of an hour. The network's own is 64: the smaller the
@@ -105,7 +105,7 @@ def make_work(side: str, what: str, small: bool, size: int, steps: int):
     import torch
 
     from diffusion import sample, schedule
-    from keyface import Conditions, Stage, StageConfig, guided_keyframes
+    from stage import Conditions, Stage, StageConfig, guided_keyframes
     from unet import UNetConfig
 
     if what.startswith("vae"):
@@ -231,7 +231,7 @@ def best(results: list[dict]) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = media.Parser("bench/unet.py", description=__doc__.split("\n\n")[0])
+    parser = cli.Parser("bench/unet.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument("--size", type=number(int, 8, 512),
@@ -281,4 +281,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(media.run(main))
+    sys.exit(cli.run(main))

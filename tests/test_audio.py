@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from audio import AudioConfig, AudioEncoder
-from media import FRAME_SAMPLES, SAMPLE_RATE
+from tools.media import FRAME_SAMPLES, SAMPLE_RATE
 
 CONFIGS = {"aligned": AudioConfig.tiny(),
            "aligned wav2vec2": replace(AudioConfig.tiny(), speech="wav2vec2"),

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import bench.sample
-import media
 from bench import gpu_memory, unet
 from bench.borders import means
 from bench.hour import in_step
 from bench.real_speech import loudness, main, p_value, pooled, turned
-from media import FRAME_SAMPLES, SAMPLE_RATE
-from toy.stats import change
+from tools import cli
+from tools.media import FRAME_SAMPLES, SAMPLE_RATE
+from toy.evaluation.stats import change
 
 SEEDS = 200
 
@@ -39,7 +39,7 @@ def test_recordings_that_cannot_be_judged(tmp_path, capsys, sounds, reason):
             file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
             file.writeframes((32767 * wave).astype("<i2").tobytes())
     argv = [str(tmp_path / name) for name in sounds]
-    assert media.run(main, [*argv, f"--out={tmp_path / 'films'}"]) == 2
+    assert cli.run(main, [*argv, f"--out={tmp_path / 'films'}"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and re.search(reason, said), said
     assert not (tmp_path / "films").exists()

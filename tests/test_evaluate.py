@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from keyface import Plan
-from toy import report, stats
-from toy.evaluate import Seen, errors, other_curve, speech_rows
-from toy.longfilm import Course, joints, long_rows
+from toy.evaluation import report, stats
+from toy.evaluation.__main__ import Seen, errors, other_curve, speech_rows
+from toy.evaluation.longfilm import Course, joints, long_rows
 from toy.voices import VISEME_CLASSES
 
 

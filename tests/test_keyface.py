@@ -10,16 +10,9 @@ import torch
 from fixture import FOLDER
 
 from diffusion import AYS, merge, sample, schedule, share_ends
-from keyface import (
-    Conditions,
-    Config,
-    KeyFace,
-    Plan,
-    Stage,
-    guided_keyframes,
-    guided_segments,
-)
-from media import InputError
+from keyface import Config, KeyFace, Plan
+from stage import Conditions, Stage, guided_keyframes, guided_segments
+from tools.cli import InputError
 from unet import sinusoid
 
 TINY = Config.tiny()

@@ -23,15 +23,8 @@ from diffusion import (
     scalings,
     schedule,
 )
-from keyface import (
-    Conditions,
-    Stage,
-    StageConfig,
-    guidance_parts,
-    guided_keyframes,
-    guided_segments,
-)
-from released import autoencoder, renamed
+from stage import Conditions, Stage, StageConfig, guidance_parts, guided_keyframes, guided_segments
+from tools.released import autoencoder, renamed
 from unet import UNetConfig, sinusoid
 from vae import VAE, VAEConfig
 

@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from test_keyface import shaken
 from test_sample import write_wav
 
-import media
-import released
 import sample
 from audio import AudioConfig
-from checkpoint import load_config, load_metadata, load_part, save_config, save_part
-from keyface import Config, KeyFace, StageConfig
-from media import InputError
+from keyface import Config, KeyFace
+from stage import StageConfig
+from tools import cli, released
+from tools.checkpoint import load_config, load_metadata, load_part, save_config, save_part
+from tools.cli import InputError
 from unet import UNetConfig
 from vae import VAEConfig
 
@@ -296,7 +296,7 @@ def test_without_the_bad_network(published, converted, tmp_path, monkeypatch):
 def test_sample_reads_a_folder_of_published_files(published, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(released, "Config", small)
     film, sound = tmp_path / "film.mp4", write_wav(tmp_path / "sound.wav", WAVE[:5760])
-    status = media.run(sample.main, [f"--weights={published}", f"--out={film}", "--device=cpu",
+    status = cli.run(sample.main, [f"--weights={published}", f"--out={film}", "--device=cpu",
                                      f"--audio={sound}"])
     assert (status, film.exists()) == (0, True), capsys.readouterr().err
 
@@ -534,7 +534,7 @@ def test_downloads_once(hub, original):
 ])
 def test_hub_trouble_is_one_line(hub, capsys, monkeypatch, file, error, reason):
     hub.trouble[file] = error
-    status = media.run(sample.main, ["--weights", "released", "--device", "cpu"])
+    status = cli.run(sample.main, ["--weights", "released", "--device", "cpu"])
     said = capsys.readouterr().err
     assert (status, said.count("\n")) == (2, 1), said
     assert re.search(f"weights released: .*{reason}", said), said
@@ -583,7 +583,7 @@ def test_folders_and_listing(published, converted, tmp_path, capsys):
     with pytest.raises(InputError, match="is a weights folder already, and holds none of the"):
         released.obtain(converted)
     assert "not needed, converted there already" in released.listing(converted).splitlines()[0]
-    assert media.run(sample.main, ["--list-weights", "--weights", str(published)]) == 0
+    assert cli.run(sample.main, ["--list-weights", "--weights", str(published)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(released.FILES)
     for line, row in zip(lines[1:], released.FILES):
@@ -596,12 +596,12 @@ def test_folders_and_listing(published, converted, tmp_path, capsys):
 def test_command(published, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(released, "Config", small)
     out = tmp_path / "out"
-    assert media.run(released.main, [str(published), str(out)]) == 0
+    assert cli.run(released.main, [str(published), str(out)]) == 0
     said = capsys.readouterr().out
     assert said.count("wrote") == 7
     name = Path(released.BEATS_FILE).name
     assert f"{name}: tensors left out, not needed here: encoder (2), predictor (1)\n" in said
     assert json.loads(load_metadata(out / "vae.safetensors")["config"])["ch"] == small().vae.ch
     assert {t.dtype for t in load_file(out / "interp.safetensors").values()} == {torch.bfloat16}
-    assert media.run(released.main, [str(published), str(out), "--dtype", "fp8"]) == 2
-    assert media.run(released.main, [str(tmp_path / "nowhere"), str(out)]) == 2
+    assert cli.run(released.main, [str(published), str(out), "--dtype", "fp8"]) == 2
+    assert cli.run(released.main, [str(tmp_path / "nowhere"), str(out)]) == 2

@@ -10,7 +10,6 @@ import time
 import wave as wav_file
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from types import SimpleNamespace
 
 import imageio_ffmpeg
@@ -19,13 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoint
-import figures
-import media
 import sample
 from emotion import EMOTIONS, emotion_curve
+from tools import cli, figures, media, released
 
-ROOT = Path(sample.__file__).resolve().parent
+ROOT = cli.HERE
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
 
@@ -90,7 +87,7 @@ def files(tmp_path_factory):
 
 class Model:
     """Stands in for the real one: grey frames that know their number."""
-    size, vae, interp_bad = 64, None, None
+    size, interp_bad = 64, None
     config = SimpleNamespace(steps=10, id_guidance=1.5, audio_guidance=2, autoguidance=1)
     trouble = None          # raised after 5 frames
 
@@ -108,13 +105,12 @@ class Model:
 def run(files, tmp_path, monkeypatch, capsys):
     """Runs the command with the stand-in model; returns exit status and what it said on stderr."""
     def run(unlike=None, **options):
-        keyface = SimpleNamespace(KeyFace=SimpleNamespace(load=lambda *_: Model()))
-        monkeypatch.setitem(sys.modules, "keyface", keyface)
-        monkeypatch.setattr(checkpoint, "unlike", lambda *_: unlike)        # it has no autoencoder
+        monkeypatch.setattr(Model, "unlike", lambda *_: unlike, raising=False)
+        monkeypatch.setattr(released, "load", lambda *_: Model())
         options = {"image": files / "good.png", "audio": files / "good.wav",
                    "out": tmp_path / "film.mp4", "device": "cpu", **options}
         argv = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        status = media.run(sample.main, argv)
+        status = cli.run(sample.main, argv)
         return status, capsys.readouterr().err
     return run
 
@@ -227,19 +223,19 @@ def test_emotion_curve(emotion, expected):
 
 def test_an_emotion_may_begin_with_a_minus(capsys):
     assert sample.arguments(["--emotion", "-0.8,-0.3", "--seed", "3"]).emotion == "-0.8,-0.3"
-    with pytest.raises(media.InputError, match="--emotion: expected one argument"):
+    with pytest.raises(cli.InputError, match="--emotion: expected one argument"):
         sample.arguments(["--emotion", "--seed", "3"])
 
 
 @pytest.mark.parametrize("wave", [np.ones(640, np.int16), np.ones((2, 640), np.float32)])
 def test_arrays_that_are_no_sound(wave):
-    with pytest.raises(media.InputError, match="audio: .* expected, not"):
+    with pytest.raises(cli.InputError, match="audio: .* expected, not"):
         media.read_audio(wave)
 
 
 @pytest.mark.parametrize("shape", [(0, 0, 3), (64, 0, 3), (0, 64), (1, 200, 3)])
 def test_arrays_that_are_no_picture(shape):
-    with pytest.raises(media.InputError, match="image: .* pixels cannot hold a face; give"):
+    with pytest.raises(cli.InputError, match="image: .* pixels cannot hold a face; give"):
         media.read_image(np.zeros(shape, np.uint8))
 
 
@@ -348,7 +344,7 @@ def test_cut_off_sound_with_a_cover_is_refused(files, tmp_path):
     path = convert(files / "long.wav", tmp_path / "cover.mp3", *cover)
     assert len(media.read_audio(path)) > 62000
     path.write_bytes(path.read_bytes()[:path.stat().st_size * 4 // 5])
-    with pytest.raises(media.InputError, match="cover.mp3: cut off"):
+    with pytest.raises(cli.InputError, match="cover.mp3: cut off"):
         media.read_audio(path)
 
 
@@ -376,7 +372,7 @@ def test_every_emotion_is_within_range():
      "error: the GPU is out of memory (2.50 GiB more wanted, 1.05 GiB of 7.79 GiB free); close"),
     (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), 1,
      "error: the GPU is out of memory; close"),
-    (media.InputError("weights: x"), 2, "weights: x")])
+    (cli.InputError("weights: x"), 2, "weights: x")])
 def test_nothing_left_after_trouble(run, tmp_path, monkeypatch, trouble, status, line):
     monkeypatch.setattr(Model, "trouble", trouble)
     (tmp_path / "film.mp4").write_text("an older film")
@@ -423,7 +419,7 @@ def test_a_killed_worker_is_one_line(capsys):
     def main(argv):
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             pool.submit(os._exit, 1).result()
-    assert media.run(main) == 1
+    assert cli.run(main) == 1
     assert re.search("was killed, .* memory; try again.*\n$", capsys.readouterr().err)
 
 
@@ -432,10 +428,10 @@ def test_full_disk_is_one_line_that_names_the_file(tmp_path):
     script = f"""
 import resource, sys, numpy as np
 sys.path.insert(0, {str(ROOT)!r})
-import media
+from tools import cli, media
 resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
 frames = (np.zeros((64, 64, 3), np.uint8) for _ in range(25))
-sys.exit(media.run(lambda argv: media.write_video("film.mp4", frames, np.zeros(16000), 64)))
+sys.exit(cli.run(lambda argv: media.write_video("film.mp4", frames, np.zeros(16000), 64)))
 """
     done = subprocess.run([sys.executable, "-c", script], check=False, cwd=tmp_path,
                           capture_output=True, text=True)
@@ -448,8 +444,8 @@ def test_closed_standard_output_is_one_line():
     script = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import media
-sys.exit(media.run(lambda argv: print("frames")))
+from tools import cli, media
+sys.exit(cli.run(lambda argv: print("frames")))
 """
     read, write = os.pipe()
     os.close(read)
@@ -467,14 +463,14 @@ def test_signals_leave_nothing(tmp_path, number, busy):
     script = f"""
 import hashlib, sys, time, numpy as np
 sys.path.insert(0, {str(ROOT)!r})
-import figures
-import media
+from tools import figures
+from tools import cli, media
 def frames():
     while True:
         yield np.zeros((64, 64, 3), np.uint8)
         print("frame", flush=True)
         {busy}
-sys.exit(media.run(lambda argv: media.write_video("film.mp4", frames(), np.zeros(16000), 64)))
+sys.exit(cli.run(lambda argv: media.write_video("film.mp4", frames(), np.zeros(16000), 64)))
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stdout=subprocess.PIPE)
     process.stdout.readline()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import media
-from checkpoint import header_config, load_state
-from media import FPS, FRAME_SAMPLES
+from tools import cli
+from tools.checkpoint import header_config, load_state
+from tools.media import FPS, FRAME_SAMPLES
 from toy import example, faces, train_encoders, train_vae, voices, world
 from toy.refit import fit
 from toy.vocalisations import KINDS
@@ -45,7 +45,7 @@ def test_a_clip_depends_on_its_seed_and_split_alone():
     (train_encoders.main, ["--out"]), (world.main, ["--clips=1"]), (example.main, [])])
 def test_a_file_is_no_folder_to_write_to(main, argv, tmp_path, capsys):
     (tmp_path / "taken").touch()
-    assert media.run(main, [*argv, str(tmp_path / "taken")]) == 2
+    assert cli.run(main, [*argv, str(tmp_path / "taken")]) == 2
     assert capsys.readouterr().err.endswith("taken: File exists; name a folder to write\n")
 
 

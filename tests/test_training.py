@@ -15,12 +15,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import checkpoint
 import training
-from checkpoint import load_config, load_metadata, load_part, load_state, save_config, save_part
 from data import FolderSource, Windows, frozen_parts, make_windows, open_source, prepare
-from keyface import Config, KeyFace, Stage
-from media import InputError, write_video
+from keyface import Config, KeyFace
+from stage import Stage
+from tools import checkpoint
+from tools.checkpoint import (
+    load_config,
+    load_metadata,
+    load_part,
+    load_state,
+    save_config,
+    save_part,
+)
+from tools.cli import InputError
+from tools.media import write_video
 from unet import UNetConfig
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from media import SAMPLE_RATE, Parser, make_folder, replacing, run
+from tools.cli import Parser, make_folder, replacing, run
+from tools.media import SAMPLE_RATE
 from toy import faces, voices, world
 from toy.vocalisations import vocalise
 

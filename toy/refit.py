@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from checkpoint import load_metadata, save_part
 from data import load_frozen
-from media import FPS, InputError, Parser, run
-from sample import number
+from tools.checkpoint import load_metadata, save_part
+from tools.cli import InputError, Parser, number, run
+from tools.media import FPS
 from toy.world import kind_of, make_clip
 
 NETWORKS = ("keyframe", "interp", "interp_bad")

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio import MARGIN, AudioConfig, AudioEncoder, cut, fbank, speech_view
-from checkpoint import load_part, save_part
-from media import FRAME_SAMPLES, SAMPLE_RATE, Parser, make_folder, run
-from sample import number
+from tools.checkpoint import load_part, save_part
+from tools.cli import Parser, make_folder, number, run
+from tools.media import FRAME_SAMPLES, SAMPLE_RATE
 from toy.faces import STATE
 from toy.voices import PHONEMES, VISEME_CLASSES
 from toy.world import EVENTS, Clip, kind_of, make_clip

@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from checkpoint import header_config, load_part, load_state, save_part, save_state
-from media import Parser, make_folder, run
-from sample import number
+from tools.checkpoint import header_config, load_part, load_state, save_part, save_state
+from tools.cli import Parser, make_folder, number, run
 from toy.faces import STATE, draw, random_identity
 from vae import VAE, VAEConfig, brightness_error
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from media import FPS, SAMPLE_RATE
+from tools.media import FPS, SAMPLE_RATE
 
 KINDS = ("laugh", "sigh", "cough", "yawn", "throat-clear", "mhm", "gasp")
 MARGIN = (

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from media import FPS, SAMPLE_RATE, InputError
+from tools.cli import InputError
+from tools.media import FPS, SAMPLE_RATE
 
 Phoneme = tuple[float, float, str, bool]  # start_s, end_s, symbol, stressed
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import media
-from media import FPS, FRAME_SAMPLES, SAMPLE_RATE, Parser, frame_count, run, write_video
-from sample import number
+from tools import cli
+from tools.cli import Parser, number, run
+from tools.media import FPS, FRAME_SAMPLES, SAMPLE_RATE, frame_count, write_video
 from toy import faces, voices
 from toy.faces import STATE
 from toy.vocalisations import KINDS, vocalise
@@ -234,9 +234,9 @@ def write_clip(clip: Clip, stem: Path, size: int) -> None:
         size,
     )
     rng = np.random.default_rng([clip.seed, SPLITS.index(clip.split), 6])
-    with media.replacing(stem.with_suffix(".png")) as temporary:
+    with cli.replacing(stem.with_suffix(".png")) as temporary:
         iio.imwrite(temporary, to_bytes(portrait(clip, size, rng)))
-    with (media.replacing(stem.with_suffix(".csv")) as temporary,
+    with (cli.replacing(stem.with_suffix(".csv")) as temporary,
           temporary.open("w", newline="") as file):
         table = csv.writer(file)
         table.writerow(["seconds", "valence", "arousal", *STATE, "viseme", "event"])
@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
         help="side of the pictures in pixels, even (default 256)",
     )
     args = parser.parse_args(argv)
-    media.make_folder(args.dir)
+    cli.make_folder(args.dir)
     for i in range(args.clips):
         stem = args.dir / f"clip_{i:03d}"
         write_clip(make_clip(args.seed + i, args.split, args.seconds, args.kind), stem, args.size)

@@ -1,10 +1,11 @@
 """The released weights: where the published files are, and what their names mean here.
 
 `python sample.py --weights released` downloads the files once, `--weights DIR` reads a folder of
-them, `--list-weights` tells what is there. `python released.py DIR OUT` turns a set once into a
+them, `--list-weights` tells what is there. `python -m tools.released DIR OUT` turns a set once into a
 weights folder: it takes about half of the space and loads straight onto the device.
 """
 
+import os
 import re
 import sys
 import zipfile
@@ -21,13 +22,13 @@ from huggingface_hub import constants, errors, hf_hub_download, logging, model_i
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from checkpoint import check_names, check_same, check_values, save_config, save_part
 from keyface import Config, KeyFace
-from media import InputError, Parser, make_folder, run
+from tools.checkpoint import check_names, check_same, check_values, save_config, save_part
+from tools.cli import InputError, Parser, make_folder, run
 
 # ---- the files --------------------------------------------------------------------------------
 
-FOLDER = Path(__file__).resolve().parent / "weights" / "released"  # for files put there by hand
+FOLDER = Path(__file__).resolve().parents[1] / "weights" / "released"  # for files put there by hand
 PATIENCE = 10  # seconds without an answer of the hub
 logging.set_verbosity_error()  # it warns of each try again; what failed is told below, in a line
 KEYFACE, SVD = "toninio19/keyface", "stabilityai/stable-video-diffusion-img2vid"
@@ -354,10 +355,14 @@ def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
 
 def load(weights: str | Path, device: str = "cpu", low_memory: bool = False,
          config: Config | None = None) -> KeyFace:
-    """The released model from the published files of a folder, or of "released"; from FOLDER, if
-    they have been converted there. Networks are in bfloat16, on a CPU in float32."""
-    if str(weights) == "released" and (FOLDER / "config.json").exists():
-        return KeyFace.load(FOLDER, device, low_memory)
+    """The model of a weights folder, of a folder of the published files, or of "released": these,
+    from FOLDER if they have been converted there, else as downloaded. Published networks are in
+    bfloat16, on a CPU in float32. Raises InputError where nothing usable is there."""
+    released = str(weights) == "released"
+    folder = FOLDER if released else Path(weights)
+    held = [path.name for path in folder.glob("*")] if os.path.isdir(folder) else []
+    if "config.json" in held or not (held or released):
+        return KeyFace.load(folder, device, low_memory)
     files = obtain(weights)
     with torch.device("meta"):
         model = KeyFace(config or Config(), device, low_memory)
@@ -387,7 +392,7 @@ def convert(weights: str | Path, out: Path, dtype: torch.dtype = torch.bfloat16,
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser("released.py", description="The released model's files to a weights folder.")
+    parser = Parser("python -m tools.released", description="The released model's files to a weights folder.")
     add = parser.add_argument
     add("dir", metavar="DIR", help='folder of the published files, or "released": download them')
     add("out", metavar="OUT", type=Path, help="weights folder to write")

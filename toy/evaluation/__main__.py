@@ -1,6 +1,6 @@
 """Measures a trained model in the toy world, where the truth about every frame is known.
 
-`python -m toy.evaluate` animates people, sentences and voices of the test split, lets the judges
+`python -m toy.evaluation` animates people, sentences and voices of the test split, lets the judges
 (judges.py) look at the films, prints a table and writes it to results/, with a contact sheet, a
 plot of jaws and one of flicker. Beside each figure stand what a model that knows nothing would get
 (control, and frozen: a picture that stands still), what the best possible one would (ceiling: the
@@ -20,15 +20,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import media
-from checkpoint import save_text
-from sample import WEIGHTS, number
-from toy import longfilm
+from tools import cli
+from tools.checkpoint import save_text
+from tools.cli import WEIGHTS, number
+from toy.evaluation import longfilm
+from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, to_tensor, workers
+from toy.evaluation.judges import JUDGED, Judges
+from toy.evaluation.report import describe, row, write_jaws, write_sheet
+from toy.evaluation.stats import (
+    best_lag,
+    bootstrap,
+    correlation,
+    counted,
+    moments,
+    pooled_correlation,
+    wilson,
+)
 from toy.faces import random_identity
-from toy.films import face_of, loaded, made, make_film, make_truth, to_tensor, workers
-from toy.judges import JUDGED, Judges
-from toy.report import describe, row, write_jaws, write_sheet
-from toy.stats import best_lag, bootstrap, correlation, counted, moments, pooled_correlation, wilson
 from toy.train_vae import mouth, psnr
 from toy.voices import VISEME_CLASSES
 from toy.world import KINDS, Clip, frames, make_clip, to_bytes
@@ -151,7 +159,7 @@ def speech_rows(clips: list[Clip], given: list[Clip], seen: dict[str, list[Seen]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = media.Parser("python -m toy.evaluate", description=__doc__.split("\n\n")[0])
+    parser = cli.Parser("python -m toy.evaluation", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model")
     add("--judges", type=Path, help="default: judges.safetensors in that folder")
@@ -166,7 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     minutes = args.long if args.long is not None else 0 if args.quick else 5
     began, model = time.monotonic(), loaded(args.weights)
     size, judges = model.size, Judges.load(args.judges or args.weights / "judges.safetensors")
-    media.make_folder(args.out)
+    cli.make_folder(args.out)
     processes = torch.get_num_threads()
     torch.set_num_threads(1)                 # else it and the processes stand in each other's way
 
@@ -262,4 +270,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(media.run(main))
+    sys.exit(cli.run(main))

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from keyface import KeyFace
-from media import FPS
+from tools.media import FPS
 from toy.world import Clip, frames, portrait, to_bytes
 
 

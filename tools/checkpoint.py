@@ -14,14 +14,12 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from media import InputError, replacing
-from vae import VAE, brightness_error
+from tools.cli import InputError, replacing
 
 T = TypeVar("T")
 LARGEST = 10**6             # number that makes sense in a config
@@ -202,21 +200,6 @@ def header_number(path: str | Path, name: str) -> float | None:
     return number
 
 
-@torch.no_grad()
-def unlike(picture: np.ndarray, vae: VAE, folder: str | Path) -> str | None:
-    """Why a picture (H, W, 3) uint8 of the model's size is unlike the faces that the weights of
-    `folder` know: its autoencoder keeps it worse than them. None if it does not, or if the weights
-    do not tell how well it kept those."""
-    path = Path(folder) / "vae.safetensors"
-    limit = header_number(path, "familiar_error") if path.is_file() else None
-    pixels = torch.from_numpy(picture).movedim(-1, -3)[None] / 127.5 - 1
-    error = brightness_error(vae, pixels.to(next(vae.parameters()).device)).item() if limit else 0
-    if not limit or error <= limit:
-        return None
-    return ("looks unlike the faces these weights were trained on (autoencoder's error "
-            f"{error:.3f}, theirs is at most {limit:.3f}); the video may not resemble it")
-
-
 def header_config(cls: type[T], path: str | Path) -> T:
     """The dataclass `cls` from the field `config` of a header."""
     try:
@@ -270,7 +253,7 @@ def load_state(path: str | Path) -> dict:
 def code_version() -> str:
     """What git calls this state of the code; "unknown" without git."""
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+        command = ["git", "-C", str(Path(__file__).parents[1]), "describe", "--always", "--dirty"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -4,7 +4,7 @@ Four of them: *states* (the 15 numbers of a face, valence and arousal), *identit
 and from the judged states over time *events* (speech or which vocalisation) and *lips* (a lip
 reader that names visemes). The first two learn from drawn frames and from the same after the
 autoencoder, else they misread generated ones; the others from true states with the first one's
-error. All see the train split alone. `python -m toy.judges`, after toy.train_vae, writes
+error. All see the train split alone. `python -m toy.evaluation.judges`, after toy.train_vae, writes
 `judges.safetensors` and prints each one's own error on the test split, drawn and after the
 autoencoder: the ceiling of every model that uses it.
 """
@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from checkpoint import header_config, load_part, save_part
-from media import Parser, run
-from sample import number
+from tools.checkpoint import header_config, load_part, save_part
+from tools.cli import Parser, number, run
 from toy.faces import STATE, draw, random_identity
 from toy.voices import VISEME_CLASSES
 from toy.world import EVENTS, KINDS, Clip, frames, make_clip
@@ -68,7 +67,7 @@ class Judges(nn.Module):
 
     @staticmethod
     def load(path: Path) -> "Judges":
-        """What `python -m toy.judges` wrote; their own error is "report" in the file's header."""
+        """What `python -m toy.evaluation.judges` wrote; their own error is "report" in the file's header."""
         judges = Judges().eval()
         load_part(path, judges)
         return judges
@@ -274,7 +273,7 @@ def measure(judges: Judges, vae: VAE, speech: int, each: int) -> dict[str, dict[
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="python -m toy.judges", description="Trains the judges.")
+    parser = Parser(prog="python -m toy.evaluation.judges", description="Trains the judges.")
     parser.add_argument("--minutes", type=number(float, 0.01, 1e5), default=8,
                         help="after about 3.5 of drawing")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="has vae.safetensors")

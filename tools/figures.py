@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
 
-from media import FPS, SAMPLE_RATE, replacing
+from tools.cli import replacing
+from tools.media import FPS, SAMPLE_RATE
 
 
 def save_figure(path: Path, figure: Figure, dpi: int | str = "figure") -> None:
