@@ -172,6 +172,18 @@ class KeyFace:
             module.eval().requires_grad_(False).to("cpu" if low_memory else device)
         return model
 
+    @staticmethod
+    def load_frozen(folder: str | Path) -> "KeyFace":
+        """The model of a weights folder with only its frozen parts read, the autoencoder and the
+        audio encoders; the two stages are as they are initialised. Training starts from it."""
+        with fitting(Path(folder) / "config.json"):
+            model = KeyFace(load_config(Config, folder).check())
+        for name in model.config.frozen():
+            module = model.parts()[name]
+            load_part(Path(folder) / f"{name}.safetensors", module)
+            module.eval().requires_grad_(False)
+        return model
+
     def parts(self) -> dict[str, nn.Module]:
         """The modules of a weights folder, by file name."""
         parts = {"keyframe": self.keyframe, "interp": self.interp, "interp_bad": self.interp_bad,

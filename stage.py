@@ -1,5 +1,11 @@
-"""The two models of KeyFace: what each is told, and how it denoises (paper: sections 3.2, 3.3).
+"""The two models of KeyFace, which differ only in what they are told (paper: method).
 
+`Stage` is one diffusion model of T frames. As the *keyframe* model it sees one identity frame, the
+audio and the emotion; as the *interpolation* model it sees the first and the last of its frames and
+the audio. Interpolation ignores the identity frame: its two keyframes show the person.
+
+Latents are (B, T, C, h, w), audio tokens (B, T, 2, D_a), emotion is valence and arousal (B, T, 2)
+in [-1, 1]. D is the denoiser and F the network inside it (diffusion.py and unet.py).
 """
 
 from collections.abc import Callable
@@ -24,23 +30,28 @@ class StageConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     interpolation: bool = False  # between two known frames, or keyframes from the identity alone
     frames: int = 14  # T
-    spacing: int = 13  # video frames from one element of a window to the next
-    audio_dim: int = 1536  # D: WavLM + BEATs
+    spacing: int = 13  # S, video frames from one element of a window to the next
+    audio_dim: int = 1536  # D_a: WavLM + BEATs
     latent_shape: tuple[int, ...] = (4, 64, 64)  # (C, h, w)
-    condition_scale: float = 1 / 0.18215  # released: condition latents lack the VAE's scale factor
-    blend: bool = False  # ours: a linear blend of the end latents under the learned mask embedding
+    # The released models see their condition latents without the VAE's scale factor, about five
+    # times as large as the noisy ones. The tiny models see both alike (1.0).
+    condition_scale: float = 1 / 0.18215
+    # Ours: unknown frames start from a linear blend of the two ends, on top of the learned mask
+    # embedding z_m. The paper has z_m alone.
+    blend: bool = False
     p_mean: float = 1.0  # ln sigma ~ N(p_mean, p_std^2) in training
     p_std: float = 1.2
     sigma_max: float = diffusion.AYS[0]
     lambda_lower: float = 3.0  # weight of the lower half of the latent rows: the mouth
-    pixel_weight: float = 1.0  # ours is less: times lambda(sigma) the VAE's own error is unbounded
+    # Tiny uses 0.1: lambda(sigma) amplifies the VAE's own error as sigma goes to 0.
+    pixel_weight: float = 1.0
     drop_identity: float = 0.1
     drop_audio: float = 0.2
 
 
 @dataclass
 class Config:
-    """Everything of a weights folder's config.json. The defaults are the released model's."""
+    """The contents of a weights folder's config.json. The defaults are the released model's."""
 
     keyframe: StageConfig = field(default_factory=StageConfig)
     interp: StageConfig = field(default_factory=lambda: StageConfig(
@@ -48,11 +59,11 @@ class Config:
         lambda_lower=2.0, pixel_weight=0.0))
     vae: VAEConfig = field(default_factory=VAEConfig)
     audio: AudioConfig = field(default_factory=AudioConfig.full)
-    # Of interpolation, another kind of speech encoder beside the same BEATs; None: hears the same.
+    # Audio encoder of the interpolation stage; None: the keyframes'.
     interp_audio: AudioConfig | None = field(default_factory=lambda: AudioConfig.full("wav2vec2"))
     size: int = 512  # side of the image in pixels
-    dummy_first: bool = True  # released: a window's first frame repeats the identity, thrown away
-    average_shared: bool = False  # the paper: copies of a shared frame agree at each step
+    dummy_first: bool = True  # released: the first keyframe of a window repeats the identity
+    average_shared: bool = False  # the paper: copies of a shared frame are averaged at each step
     steps: int = 10
     id_guidance: float = 2.0
     audio_guidance: float = 5.0
@@ -72,6 +83,10 @@ class Config:
             if not fit:
                 raise ValueError(f"{name} does not fit the other fields")
         return self
+
+    def frozen(self) -> list[str]:
+        """Names of the parts that training leaves as they are: autoencoder and audio encoders."""
+        return ["vae", "wavlm", "beats"] + ["wav2vec2"] * (self.interp_audio is not None)
 
     @staticmethod
     def tiny() -> "Config":
@@ -94,29 +109,49 @@ class Config:
 
 
 class Conditions(NamedTuple):
-    """What a model is told about B clips."""
+    """What a model is told about B clips, embedded."""
 
     concat: Tensor  # identity latents (B, C, h, w), or both end latents (B, 2C, h, w)
-    context: Tensor  # audio tokens (B, T, context width)
+    context: Tensor  # embedded audio tokens (B, T, D_c)
     emotion: Tensor | None  # (B*T, emotion width), keyframes only
 
     @staticmethod
     def stack(parts: list["Conditions"]) -> "Conditions":
+        """Several sets of conditions as one batch, one after the other."""
         return Conditions(*(None if c[0] is None else torch.cat(c) for c in zip(*parts)))
 
     def part(self, s: slice) -> "Conditions":
-        """The same of some of the clips; without emotion."""
+        """The conditions of some of the clips, for interpolation, which has no emotion."""
         return Conditions(self.concat[s], self.context[s], None)
 
     def keep(self, identity: Tensor, audio: Tensor) -> "Conditions":
-        """The same with the identity and the audio of clips dropped where these (B,) are 0, not 1.
-        Dropped means zero after the embedder: zero tokens, not the bias of the linear layer."""
+        """Drops the identity (or both ends) and the audio of each clip for which these (B,) are 0
+        and not 1. Dropped conditions are zeroed after embedding, so no bias remains. Emotion is
+        never dropped."""
         return self._replace(concat=self.concat * identity[:, None, None, None],
                              context=self.context * audio[:, None, None])
 
 
+class Draws(NamedTuple):
+    """All that is random in one training step, for B clips."""
+
+    sigma: Tensor  # (B,) noise levels
+    keep_identity: Tensor  # (B,) 1, or 0 where the identity (or both ends) is dropped
+    keep_audio: Tensor  # (B,) the same for the audio
+    noise: Tensor  # (B, T, C, h, w) unit normal
+
+    def rows(self, rows: slice) -> "Draws":
+        """Those of some of the clips."""
+        return Draws(*(value[rows] for value in self))
+
+    def to(self, device: torch.device) -> "Draws":
+        """On `device`, as torch's default numbers (float32)."""
+        return Draws(*(value.to(device, torch.get_default_dtype()) for value in self))
+
+
 class Stage(nn.Module):
-    """A diffusion model of T frames: keyframes, or (config.interpolation) those between two."""
+    """A diffusion model of T frames: keyframes, or (`config.interpolation`) the frames between
+    two of them. Calling it computes the training loss; sampling calls `denoise`."""
 
     def __init__(self, config: StageConfig):
         super().__init__()
@@ -124,89 +159,115 @@ class Stage(nn.Module):
         self.unet = UNet(config.unet)
         self.audio_proj = nn.Linear(config.audio_dim, config.unet.context_dim)
         if config.interpolation:
-            self.learned_mask = nn.Parameter(torch.zeros(config.latent_shape))
+            self.learned_mask = nn.Parameter(torch.zeros(config.latent_shape))  # z_m
 
-    def conditions(self, latents: Tensor, audio: Tensor, mood: Tensor | None = None) -> Conditions:
-        """Embeds what is known. latents: identity (B, C, h, w), or start and end (B, 2, C, h, w);
-        audio (B, T, 2, D); mood, for keyframes, valence and arousal (B, T, 2) in [-1, 1]."""
+    def conditions(self, latents: Tensor, audio_tokens: Tensor,
+                   emotion: Tensor | None = None) -> Conditions:
+        """Embeds what is known (paper: conditioning). latents: identity (B, C, h, w), or start and
+        end (B, 2, C, h, w); audio_tokens (B, T, 2, D_a); emotion, for keyframes, valence and
+        arousal (B, T, 2) in [-1, 1]."""
         concat = latents.flatten(1, -3) * self.config.condition_scale  # (B, C or 2C, h, w)
-        context = self.audio_proj(audio.mean(dim=2).to(self.audio_proj.weight))  # (B, T, width)
-        emotion = None
+        # A video frame lasts two audio tokens; their mean goes through one trained linear layer.
+        tokens = audio_tokens.mean(dim=2)  # (B, T, D_a)
+        context = self.audio_proj(tokens.to(self.audio_proj.weight))  # (B, T, D_c)
+        vector = None
         if self.config.unet.emotion_dim:
-            emotion = sinusoid(mood, self.config.unet.emotion_dim // 2)  # (B, T, 2, half the width)
-            emotion = emotion.flatten(2).flatten(0, 1).to(context)  # (B*T, emotion width)
-        return Conditions(concat, context, emotion)
+            # Two numbers a frame are too few to steer a network: each becomes a row of sines.
+            vector = sinusoid(emotion, self.config.unet.emotion_dim // 2)  # (B, T, 2, width / 2)
+            vector = vector.flatten(2).flatten(0, 1).to(context)  # (B*T, width)
+        return Conditions(concat, context, vector)
 
     def attach(self, x: Tensor, concat: Tensor) -> Tensor:
-        """The network's input: noisy latents (B, T, C, h, w), already times c_in, with their
+        """The network's input: the noisy latents (B, T, C, h, w), already times c_in, beside their
         condition channels, which are not: (B*T, 8 or 9, h, w)."""
         b, t, c, h, w = x.shape
+        # Keyframes, 4 + 4 channels: every frame gets the identity latent z_id.
         if not self.config.interpolation:
             return torch.cat([x, concat[:, None].expand(b, t, c, h, w)], dim=2).flatten(0, 1)
-        start, end = concat[:, None, :c], concat[:, None, c:]
+        # Interpolation, 4 + 4 + 1 channels: the sequence [z_s, z_m, ..., z_m, z_e], and the mask M,
+        # which is 1 at the two known frames.
+        start, end = concat[:, None, :c], concat[:, None, c:]  # (B, 1, C, h, w)
         middle = self.learned_mask.expand(b, t - 2, c, h, w)
-        if self.config.blend:
+        if self.config.blend:  # ours, not the paper's: it learns several times faster
             k = torch.arange(1, t - 1, device=x.device).view(1, -1, 1, 1, 1) / (t - 1)
             middle = middle + torch.lerp(start, end, k.to(x.dtype))
-        known = torch.zeros(b, t, 1, h, w, dtype=x.dtype, device=x.device)
-        known[:, [0, -1]] = 1
-        return torch.cat([x, torch.cat([start, middle, end], dim=1), known], dim=2).flatten(0, 1)
+        sequence = torch.cat([start, middle, end], dim=1)  # (B, T, C, h, w)
+        mask = torch.zeros(b, t, 1, h, w, dtype=x.dtype, device=x.device)
+        mask[:, [0, -1]] = 1
+        return torch.cat([x, sequence, mask], dim=2).flatten(0, 1)
 
-    def denoise(self, x: Tensor, sigma: Tensor, conditions: Conditions,
-                images: bool = False) -> Tensor:
-        """D(x; sigma, conditions). x (B, T, C, h, w), sigma (B,). With `images` every frame stands
-        alone (T = 1) and the temporal half of the network is left out. The network computes in its
-        weights' precision, all around it in float32."""
+    def denoise(self, x: Tensor, sigma: Tensor, known: Conditions,
+                spatial_only: bool = False) -> Tensor:
+        """D(x; sigma, known) = c_skip x + c_out F(c_in x, c_noise, known). x (B, T, C, h, w), sigma
+        (B,). With `spatial_only` every frame stands alone (T = 1) and the temporal half of the
+        network is left out. The network computes in its weights' precision, all around it in
+        float32."""
         b, t = x.shape[:2]
         c_skip, c_out, c_in, c_noise = (c.view(b, 1, 1, 1, 1) for c in diffusion.scalings(sigma))
-        out = self.unet(self.attach(c_in * x, conditions.concat).to(conditions.context),
+        out = self.unet(self.attach(c_in * x, known.concat).to(known.context),
                         c_noise.flatten().repeat_interleave(t),
-                        conditions.context, conditions.emotion, None if images else t)
+                        known.context, known.emotion, None if spatial_only else t)
         return c_skip * x + c_out * out.unflatten(0, (b, t))
 
-    def loss(self, vae: VAE, target: Tensor, latents: Tensor, audio: Tensor, mood: Tensor | None,
-             original: Tensor, frame: int, images: bool = False,
-             pixel_rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """The whole training objective (paper: losses).
+    def draw(self, shape: torch.Size) -> Draws:
+        """Draws what is random in a training step on latents of `shape` (B, T, C, h, w): on the
+        CPU, so that a seed means the same on every device."""
+        c, b = self.config, shape[0]
+        return Draws(diffusion.training_sigma(torch.randn(b), c.p_mean, c.p_std),
+                     (torch.rand(b) >= c.drop_identity).float(),
+                     (torch.rand(b) >= c.drop_audio).float(),
+                     torch.randn(shape))
 
-        target (B, T, C, h, w) clean latents; the conditions as in `conditions`; original
-        (B, 3, H, W) the true pixels of frame number `frame`, one for the batch, of the pixel loss,
-        taken on the clips `pixel_rows`. Returns latent and pixel loss.
+    def forward(self, vae: VAE, x0: Tensor, latents: Tensor, audio_tokens: Tensor,
+                emotion: Tensor | None, draws: Draws, pixels: Tensor, frame: int,
+                spatial_only: bool = False) -> tuple[Tensor, Tensor]:
+        """The training objective (paper: losses): the latent loss and the pixel loss, two scalars.
+
+        x0 (B, T, C, h, w) clean latents; latents, audio_tokens, emotion as in `conditions`; pixels
+        (P, 3, H, W) the true pixels of frame number `frame` of the first P clips. The pixel loss
+        looks at one frame only, because decoding all 14 would not fit into memory.
         """
-        c, b = self.config, len(target)
-        sigma = diffusion.draw_sigma(torch.randn(b, device=target.device), c.p_mean, c.p_std)
-        keep_identity = (torch.rand(b, device=target.device) >= c.drop_identity).to(target.dtype)
-        keep_audio = (torch.rand(b, device=target.device) >= c.drop_audio).to(target.dtype)
-        known = self.conditions(latents, audio, mood).keep(keep_identity, keep_audio)
-        noisy = target + sigma.view(b, 1, 1, 1, 1) * torch.randn_like(target)
-        denoised = self.denoise(noisy, sigma, known, images)
-        latent = diffusion.latent_loss(denoised, target, sigma, c.lambda_lower).mean()
+        c, sigma = self.config, draws.sigma
+        known = self.conditions(latents, audio_tokens, emotion)
+        known = known.keep(draws.keep_identity, draws.keep_audio)
+        noisy = x0 + sigma.view(-1, 1, 1, 1, 1) * draws.noise
+        denoised = self.denoise(noisy, sigma, known, spatial_only)
+        latent = diffusion.latent_loss(denoised, x0, sigma, c.lambda_lower).mean()
         if not c.pixel_weight:
             return latent, torch.zeros_like(latent)
-        original, sigma = original[pixel_rows], sigma[pixel_rows]
-        decoded = vae.to_images(denoised[pixel_rows, frame])
-        distance = (diffusion.loss_weight(sigma) * perceptual(vae, decoded, original)).mean()
-        return latent, c.pixel_weight * (diffusion.pixel_loss(decoded, original, sigma) + distance)
+        # L2 + LPIPS on the decoded frame. With our weights the features of our own autoencoder's
+        # encoder stand in LPIPS's place.
+        sigma = sigma[:len(pixels)]
+        decoded = vae.to_images(denoised[:len(pixels), frame])  # (P, 3, H, W)
+        distance = (diffusion.loss_weight(sigma) * perceptual(vae, decoded, pixels)).mean()
+        return latent, c.pixel_weight * (diffusion.pixel_loss(decoded, pixels, sigma) + distance)
+
+
+# ---- guidance (paper: guidance) -----------------------------------------------------------------
 
 
 def guidance_parts(known: Conditions, nothing: Conditions | None = None) -> list[Conditions]:
-    """What the evaluations of keyframe guidance are told: neither, identity, both."""
+    """What the three evaluations of keyframe guidance are told: neither, the identity, both. All
+    three are told the emotion, so guidance neither strengthens nor weakens it. `nothing` gives the
+    conditions of "neither"; by default they are those of `known`, dropped."""
     zero = known.context.new_zeros(1)
     nothing = nothing or known.keep(zero, zero)
     return [nothing, known._replace(context=nothing.context), known]
 
 
 def guided_keyframes(denoise: Callable, known: Conditions, id_guidance: float,
-                     audio_guidance: float, nothing: Conditions | None = None,
-                     batched: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
-    """A denoiser (x, sigma) -> D with two-condition guidance: three evaluations, `batched` or one
-    after the other."""
-    parts = guidance_parts(known, nothing)
-    parts = [Conditions.stack(parts)] if batched else parts
+                     audio_guidance: float, batched: bool = True
+                     ) -> Callable[[Tensor, Tensor], Tensor]:
+    """A denoiser (x, sigma) -> D with guidance by identity and audio: three evaluations, as one
+    batch, or (not `batched`) one after the other, in less memory."""
+    parts = guidance_parts(known)
+    stacked = Conditions.stack(parts)
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
-        x = x.repeat(3 // len(parts), 1, 1, 1, 1)
-        out = torch.cat([denoise(x, sigma.expand(len(x)), part) for part in parts])
+        if batched:
+            out = denoise(x.repeat(3, 1, 1, 1, 1), sigma.expand(3 * len(x)), stacked)
+        else:
+            out = torch.cat([denoise(x, sigma.expand(len(x)), part) for part in parts])
         return diffusion.guide_keyframes(out, id_guidance, audio_guidance)
 
     return guided
@@ -215,8 +276,8 @@ def guided_keyframes(denoise: Callable, known: Conditions, id_guidance: float,
 def guided_segments(denoise: Callable, known: Conditions, weight: float = 1.0,
                     bad: Callable | None = None, bad_known: Conditions | None = None,
                     batch: int = 4) -> Callable[[Tensor, Tensor], Tensor]:
-    """A denoiser (x, sigma) -> D of segments with autoguidance, or plain where there is no bad
-    model; `batch` segments at a time."""
+    """A denoiser (x, sigma) -> D of segments with autoguidance by the `bad` model, an early state
+    of the same network that is told the same; without one, plain. `batch` segments at a time."""
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         parts = []

@@ -1,11 +1,96 @@
-"""Trains stage 2, interpolation between keyframes, from the keyframe weights in --out, or goes on
-from those of --init."""
+"""Trains stage 2, the interpolation between keyframes: `python train_interp.py --minutes 15`.
+
+It starts from the keyframe weights in --out, or goes on from those of --init. Several processes
+share each batch: `torchrun --nproc_per_node 2 train_interp.py`.
+"""
 
 import sys
 
-from training import Recipe, run
+import torch
+from torch import nn
 
-RECIPE = Recipe(name="interp", minutes=25, images=0.0, windows=4000, per_clip=5, learning_rate=1e-3)
+import training
+from stage import Stage
+from tools import cli
+from tools.checkpoint import load_part
+
+MINUTES = 25  # on two cores; --minutes
+WINDOWS, PER_CLIP = 4000, 5  # windows to learn from, and how many are cut from one clip
+BATCH = 4  # windows a step
+LEARNING_RATE = 1e-3  # the highest
+DECAY = 0.998  # of the average of the weights
+EARLY = 0.2  # of the training, after which autoguidance's bad model is kept
+
+
+def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
+    """Interpolation starts from the keyframe model: from scratch it learns to blend its two ends
+    and ignores the audio for long. The identity's input channels become the sequence's; the mask
+    channel starts at zero, and the emotion has no counterpart."""
+    theirs, ours = keyframe.state_dict(), stage.state_dict()
+    for name, value in ours.items():
+        given = theirs.get(name)
+        if name == "unet.input_blocks.0.0.weight":  # 9 input channels from 8
+            value[:, :given.shape[1]] = given
+            value[:, given.shape[1]:] = 0
+        elif name == "unet.label_emb.0.0.weight":  # [emotion, audio]: the emotion stands in front
+            value.copy_(given[:, -value.shape[1]:])
+        elif given is not None:
+            value.copy_(given)
+    stage.load_state_dict(ours)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = training.options(argv, __doc__, MINUTES, WINDOWS, BATCH, LEARNING_RATE)
+    processes = training.Processes.join()
+
+    # The model: interpolation weights of --init, else keyframe weights of --init or of --out.
+    model = training.open_weights(args, processes)
+    stage = model.interp
+    folders = [folder for folder in (args.init, args.out) if folder]
+    keyframes = [folder / "keyframe.safetensors" for folder in folders
+                 if (folder / "keyframe.safetensors").exists()]
+    if args.init and (args.init / "interp.safetensors").exists():
+        load_part(args.init / "interp.safetensors", stage)
+    elif keyframes:
+        load_part(keyframes[0], model.keyframe)
+        init_from_keyframes(stage, model.keyframe)
+    early = args.out / "interp_bad.safetensors"
+    early_due = not ((args.init or args.resume) and early.exists())
+
+    # The data: windows of 14 consecutive frames, of which the first and the last are known.
+    train, held_out = training.windows(args, model, stage, PER_CLIP, processes)
+
+    stage.to(processes.device).train()
+    model.vae.to(processes.device, torch.get_default_dtype())
+    optimizer = torch.optim.AdamW(stage.parameters(), lr=args.lr, betas=(0.9, 0.99),
+                                  weight_decay=0.01, foreach=True)
+    average = training.averaged(stage, DECAY)
+    run = training.Run("interp", args, model, stage, optimizer, average, held_out, processes)
+    parallel = processes.parallel(stage)
+
+    while run.go_on():
+        # Every process draws for the whole batch and takes its rows, as in train_keyframe.py.
+        torch.manual_seed(args.seed * 10_000_000_000 + run.step)
+        batch = train.batch(args.batch, run.step, args.seed * 1000)
+        frame = int(torch.randint(batch.latents.shape[1], ()))
+        draws = stage.draw(batch.latents.shape).rows(run.rows).to(processes.device)
+        batch = batch.rows(run.rows).to(processes.device)
+        ends = batch.latents[:, [0, -1]]  # (B, 2, C, h, w)
+
+        latent, pixel = parallel(model.vae, batch.latents, ends, batch.audio_tokens, None, draws,
+                                 batch.pixels[:, frame], frame)
+        optimizer.zero_grad(set_to_none=True)
+        (latent + pixel).backward()
+        nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(stage)
+
+        # Autoguidance needs a bad model: the same network while it is still under-trained.
+        if early_due and processes.first and run.progress >= EARLY:
+            run.keep(early)
+            early_due = False
+        run.report(latent, pixel)
+
 
 if __name__ == "__main__":
-    sys.exit(run(RECIPE, __doc__))
+    sys.exit(cli.run(main))

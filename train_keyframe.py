@@ -1,10 +1,76 @@
-"""Trains stage 1, keyframe generation: `python train_keyframe.py --minutes 15`."""
+"""Trains stage 1, the keyframe model: `python train_keyframe.py --minutes 15`.
+
+Several processes share each batch: `torchrun --nproc_per_node 2 train_keyframe.py`.
+"""
 
 import sys
 
-from training import Recipe, run
+import torch
+from torch import nn
 
-RECIPE = Recipe(name="keyframe", minutes=45, images=0.15, windows=2400, per_clip=2)
+import training
+from tools import cli
+from tools.checkpoint import load_part
+
+MINUTES = 45  # on two cores; --minutes
+SPATIAL_FRACTION = 0.15  # of the training: the spatial half alone, on single frames
+WINDOWS, PER_CLIP = 2400, 2  # windows to learn from, and how many are cut from one clip
+BATCH = 4  # windows a step
+LEARNING_RATE = 1.5e-3  # the highest
+DECAY = 0.998  # of the average of the weights
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = training.options(argv, __doc__, MINUTES, WINDOWS, BATCH, LEARNING_RATE)
+    processes = training.Processes.join()
+
+    # The model: the autoencoder and the audio encoders are frozen, the stage is trained.
+    model = training.open_weights(args, processes)
+    stage = model.keyframe
+    given = args.init and args.init / "keyframe.safetensors"
+    trained_before = bool(given and given.exists())
+    if trained_before:
+        load_part(given, stage)
+
+    # The data: windows of 14 keyframes, 13 frames apart.
+    train, held_out = training.windows(args, model, stage, PER_CLIP, processes)
+
+    stage.to(processes.device).train()
+    model.vae.to(processes.device, torch.get_default_dtype())
+    optimizer = torch.optim.AdamW(stage.parameters(), lr=args.lr, betas=(0.9, 0.99),
+                                  weight_decay=0.01, foreach=True)
+    average = training.averaged(stage, DECAY)
+    run = training.Run("keyframe", args, model, stage, optimizer, average, held_out, processes)
+    parallel = processes.parallel(stage)
+
+    while run.go_on():
+        # First the spatial half alone, which learns to draw faces from single frames: a step costs
+        # less and teaches more. The temporal half starts as the identity, so adding it later
+        # changes nothing at first. Weights that were trained before have all this behind them.
+        spatial_only = run.progress < SPATIAL_FRACTION and not trained_before
+
+        # What is random follows from the seed and the step. Every process draws order, noise levels
+        # and noise for the whole batch and takes its rows, so the number of processes changes
+        # nothing.
+        torch.manual_seed(args.seed * 10_000_000_000 + run.step)
+        batch = (train.singles(14 * args.batch) if spatial_only
+                 else train.batch(args.batch, run.step, args.seed * 1000))
+        frame = int(torch.randint(batch.latents.shape[1], ()))  # of the pixel loss
+        draws = stage.draw(batch.latents.shape)
+        batch, draws = batch.rows(run.rows).to(processes.device), draws.rows(run.rows)
+        draws = draws.to(processes.device)
+        # Of single frames, too, only as many are decoded as there are windows in a batch.
+        pixels = batch.pixels[:args.batch // processes.count, frame]  # (P, 3, H, W)
+
+        latent, pixel = parallel(model.vae, batch.latents, batch.identity, batch.audio_tokens,
+                                 batch.emotion, draws, pixels, frame, spatial_only)
+        optimizer.zero_grad(set_to_none=True)
+        (latent + pixel).backward()
+        nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
+        optimizer.step()
+        average.update_parameters(stage)
+        run.report(latent, pixel)
+
 
 if __name__ == "__main__":
-    sys.exit(run(RECIPE, __doc__))
+    sys.exit(cli.run(main))

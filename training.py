@@ -1,180 +1,247 @@
-"""What training of both stages shares: options, phases, the loop, what it shows and what it keeps.
+"""What the trainings of both stages share; `train_keyframe.py` and `train_interp.py` are the loops.
 
-`train_keyframe.py` and `train_interp.py` only choose their numbers. On a CPU one process a core
-shares each batch (gradients averaged over gloo): two processes of one thread are faster than one
-process of two.
+In reading order: the options, the processes (one, or several under torchrun), the weights folder
+and the windows to learn from, the average of the weights, what is measured and shown, and `Run`,
+which keeps the clock, reports and saves.
 """
 
 import argparse
 import math
 import os
-import re
 import shutil
-import signal
-import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch import multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
-from data import Windows, find_frozen, frozen_parts, load_frozen, open_source, prepare
+from data import Windows, open_source, prepare
 from diffusion import latent_loss, sample, schedule
 from keyface import KeyFace
-from stage import Conditions, Stage, guided_keyframes, guided_segments
+from stage import Config, Stage, guided_keyframes, guided_segments
 from tools import checkpoint
-from tools.cli import InputError, Parser, make_folder, replacing
+from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, remember_signals, replacing
 from tools.figures import load_metrics, save_grid, save_metrics
+from vae import VAEConfig
 
-SHIPPED = Path(__file__).parent / "weights" / "tiny"
 SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 60, 600  # seconds
-SIGNALS = signal.SIGINT, signal.SIGTERM
-# What the errors say that are the machine's fault, in torch, safetensors and gloo.
-TROUBLE = "out of memory|allocate memory|[Nn]o space|writ(e|ing) f|terminated with signal|by peer"
+TIMES_SEEN = 18  # how often each prepared window is seen, about
+STEPS_A_MINUTE = 220  # about, on two cores; only the number of windows to prepare follows from it
+WARM_UP = 100  # steps in which the learning rate rises
 
 
-@dataclass
-class Recipe:
-    """The numbers in which the two stages' trainings differ."""
-
-    name: str  # "keyframe" or "interp"
-    minutes: float
-    images: float  # share of the time for the spatial half on single frames
-    windows: int  # training windows in the cache
-    per_clip: int  # windows cut from one clip
-    batch: int = 4  # windows a step, over all processes
-    learning_rate: float = 1.5e-3
-    warmup: int = 100  # steps
-    ema: float = 0.998
-    early: float = 0.2  # share of the time after which autoguidance's bad model is kept
+# ---- options ----------------------------------------------------------------------------------
 
 
-def parse(recipe: Recipe, description: str) -> argparse.Namespace:
+def options(argv: list[str] | None, description: str, minutes: float, windows: int, batch: int,
+            lr: float) -> argparse.Namespace:
+    """The options of both trainings; their defaults are the arguments."""
     parser = Parser(description=description)
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/toy"), help="weights folder to train into")
-    add("--minutes", type=float, default=recipe.minutes,
+    add("--minutes", type=number(float, 1e-3, 1e6), default=minutes,
         help="training time, without data preparation")
-    add("--steps", type=int, help="train for so many steps instead; rate and phases follow them")
+    add("--steps", type=number(int, 1, 10**9),
+        help="train for so many steps instead; learning rate and phases then follow them")
     add("--init", type=Path, help="weights folder to start from")
     add("--resume", action="store_true", help="continue the training that --out holds")
     add("--data", help="folder of videos with sound; without it, the drawn world")
-    add("--windows", type=int, default=recipe.windows, help="training windows to prepare")
-    add("--batch", type=int, default=recipe.batch, help="windows a step")
-    add("--lr", type=float, default=recipe.learning_rate, help="highest learning rate")
-    add("--seed", type=int, default=0)
-    add("--workers", type=int, default=0,
-        help="processes (default: one a core, at most --batch; on a GPU one)")
-    args = parser.parse_args()
-    for name in ("minutes", "steps", "windows", "batch", "lr"):
-        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
-            parser.error(f"--{name} must be a number greater than 0")
-    if not 0 <= args.seed <= 10**9 or args.workers < 0:
-        parser.error("--seed must be from 0 to 1e9, --workers not negative")
-    if args.resume:
-        args.init = None  # --out holds it all
+    add("--windows", type=number(int, 1, 10**7), help=f"training windows to prepare (default: "
+        f"{windows}, fewer for a short training)")
+    add("--batch", type=number(int, 1, 10**5), default=batch, help="windows a step, in all")
+    add("--lr", type=number(float, 1e-9, 1), default=lr, help="highest learning rate")
+    add("--seed", type=number(int, 0, 10**9), default=0)
+    args = parser.parse_args(argv)
+    if args.resume and args.init:
+        parser.error("--resume continues what --out holds; leave out --init")
+    if args.windows is None:  # a short training does not wait for windows that it never sees
+        steps = args.steps or args.minutes * STEPS_A_MINUTE
+        args.windows = min(windows, max(64, round(steps * args.batch / TIMES_SEEN)))
     return args
 
 
-def assemble(args: argparse.Namespace) -> None:
-    """Makes `--out` a weights folder with config.json and the frozen parts of --init, of --out
-    itself, or of the shipped weights; of --init also the bad model, which finished weights to go
-    on from no longer give. Raises InputError where they are missing."""
-    make_folder(args.out)
-    if args.resume:
-        return
-    source, config = find_frozen([args.init] if args.init else [args.out, SHIPPED])
-    bad = args.init and (args.init / "interp_bad.safetensors").exists()
-    for name in frozen_parts(config) + ["interp_bad"] * bool(bad):
-        if source.resolve() != args.out.resolve():
-            with replacing(args.out / f"{name}.safetensors") as temporary:
-                shutil.copyfile(source / f"{name}.safetensors", temporary)
-    checkpoint.save_config(config, args.out)
+# ---- processes --------------------------------------------------------------------------------
 
 
-def begin(recipe: Recipe, args: argparse.Namespace) -> tuple[KeyFace, Stage, dict]:
-    """The model of `--out`, the stage to train with its first weights, and the state that --resume
-    continues (else empty). Raises InputError for files that are missing or do not fit."""
+@dataclass
+class Processes:
+    """This process among those that torchrun started; without torchrun it is the only one."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @staticmethod
+    def join() -> "Processes":
+        """Meets the others, over gloo on CPUs and nccl on GPUs, and picks this one's device."""
+        gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+        device = torch.device("cuda", local) if gpus else torch.device("cpu")
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return Processes(0, 1, device)
+        if gpus:
+            torch.cuda.set_device(device)
+        # The others wait for rank 0 while it prepares the data, which may take hours.
+        dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(days=1))
+        return Processes(dist.get_rank(), dist.get_world_size(), device)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which alone prepares, reports and saves."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def agree(self, values: list[float]) -> list[float]:
+        """The largest of each value over all processes."""
+        if self.count == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def rows(self, batch: int) -> slice:
+        """This process's share of a batch: every `count`-th row. Raises InputError where the shares
+        would be unequal, as then the mean of their gradients is not the gradient of the mean."""
+        if batch % self.count:
+            raise InputError(f"--batch: {batch} does not divide by {self.count} processes")
+        return slice(self.rank, None, self.count)
+
+    def parallel(self, stage: Stage) -> nn.Module:
+        """The stage, wrapped so that gradients are averaged over all processes in `backward`. While
+        only the spatial half learns, the temporal parameters are unused, hence the search."""
+        if self.count == 1:
+            return stage
+        return DistributedDataParallel(stage, find_unused_parameters=True)
+
+    def leave(self) -> None:
+        """Says goodbye to the others."""
+        if self.count > 1:
+            dist.destroy_process_group()
+
+
+# ---- the weights folder, and the windows ------------------------------------------------------
+
+
+def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
+    """The model of `--out`, with its frozen parts read and both stages as initialised by --seed.
+
+    Rank 0 first makes --out a weights folder: config.json and the frozen parts of --init, of --out
+    itself, or of the shipped weights; of --init also the bad model, since weights that go on from
+    finished ones are never under-trained again. Raises InputError where parts are missing.
+    """
+    if processes.first:
+        make_folder(args.out)
+        if not args.resume:
+            source, config = _find_frozen([args.init] if args.init else [args.out, WEIGHTS])
+            bad = args.init and (args.init / "interp_bad.safetensors").exists()
+            for name in config.frozen() + ["interp_bad"] * bool(bad):
+                if source.resolve() != args.out.resolve():
+                    with replacing(args.out / f"{name}.safetensors") as temporary:
+                        shutil.copyfile(source / f"{name}.safetensors", temporary)
+            checkpoint.save_config(config, args.out)
+    processes.wait()
     torch.manual_seed(args.seed)  # the same first weights in every process
-    model = load_frozen(args.out)
-    stage: Stage = getattr(model, recipe.name)
-    if args.resume:
-        path = args.out / f"{recipe.name}.state"
-        if not path.exists():
-            raise InputError(f"--resume: {path} does not exist")
-        state = checkpoint.load_state(path)
-        try:
-            stage.load_state_dict(state["stage"])
-        except (KeyError, RuntimeError, TypeError):
-            raise InputError(f"--resume: {path} does not fit config.json") from None
-        return model, stage, state
-    if args.init and (args.init / f"{recipe.name}.safetensors").exists():
-        checkpoint.load_part(args.init / f"{recipe.name}.safetensors", stage)
-    elif stage.config.interpolation:
-        given = [f for f in (args.init, args.out) if f and (f / "keyframe.safetensors").exists()]
-        if given:
-            checkpoint.load_part(given[0] / "keyframe.safetensors", model.keyframe)
-            init_from_keyframes(stage, model.keyframe)
-    return model, stage, {}
+    return KeyFace.load_frozen(args.out)
 
 
-def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
-    """Interpolation starts from the keyframe model: from scratch it learns to blend its ends and
-    ignores the sound for long. The identity channels become the sequence channels; the mask
-    channel and emotion have no counterpart."""
-    theirs = keyframe.state_dict()
-    ours = stage.state_dict()
-    for name, value in ours.items():
-        given = theirs.get(name)
-        if name == "unet.input_blocks.0.0.weight":
-            value[:, :given.shape[1]] = given
-            value[:, given.shape[1]:] = 0
-        elif name == "unet.label_emb.0.0.weight":
-            value.copy_(given[:, -value.shape[1]:])  # the emotion stands in front
-        elif given is not None:
-            value.copy_(given)
-    stage.load_state_dict(ours)
+def _find_frozen(folders: list[Path]) -> tuple[Path, Config]:
+    """The first of some weights folders that has all frozen parts, and its config; one without
+    config.json (the toy trainings write parts alone) is tiny."""
+    problems = []
+    for folder in folders:
+        whole = (folder / "config.json").exists()
+        config = checkpoint.load_config(Config, folder) if whole else Config.tiny()
+        lacking = [f"{name}.safetensors" for name in config.frozen()
+                   if not (folder / f"{name}.safetensors").exists()]
+        if not lacking:
+            header = folder / "vae.safetensors"
+            # An autoencoder that was trained again has other statistics than config.json says.
+            if not whole or "config" in checkpoint.load_metadata(header):
+                config.vae = checkpoint.header_config(VAEConfig, header)
+            return folder, config
+        problems.append(f"{folder}: lacks {', '.join(lacking)}; run python -m toy.train_vae and "
+                        "python -m toy.train_encoders first, or give --init")
+    raise InputError(problems[0])
 
 
-def conditions_of(stage: Stage, batch: Windows, tokens: Tensor | None = None) -> tuple[Tensor, ...]:
-    """The arguments of `Stage.conditions` for a batch: known latents, tokens, mood."""
-    latents = batch.latents[:, [0, -1]] if stage.config.interpolation else batch.identity
-    return latents, batch.tokens if tokens is None else tokens, batch.mood
+def windows(args: argparse.Namespace, model: KeyFace, stage: Stage, per_clip: int,
+            processes: Processes) -> tuple[Windows, Windows]:
+    """Windows to learn from and held-out ones. Rank 0 prepares them, the others then read them."""
+    found = []
+    for split, count, each, first in (("train", args.windows, per_clip, 0),
+                                      ("test", 32, 1, 10_000)):
+        source = open_source(args.data, split, model.size)
+        seed = args.seed if split == "train" else 0
+
+        def read(source=source, seed=seed, count=count, each=each, first=first) -> Windows:
+            return prepare(args.out / "cache", source, args.out, stage.config, count, seed, each,
+                           first)
+
+        if processes.first:
+            found.append(read())
+        processes.wait()
+        if not processes.first:
+            found.append(read())
+    return tuple(found)
+
+
+# ---- the average of the weights ---------------------------------------------------------------
+
+
+def averaged(stage: Stage, decay: float) -> AveragedModel:
+    """An exponential moving average of the parameters, which is what is kept and sampled with: it
+    is better than the last step's. The decay ramps up, so initial weights fade quickly."""
+    def average(old: list[Tensor], new: list[Tensor], count: Tensor) -> None:
+        now = min(decay, (1 + float(count)) / (10 + float(count)))
+        torch._foreach_lerp_(old, new, 1 - now)
+
+    return AveragedModel(stage, multi_avg_fn=average)
+
+
+# ---- what is measured and shown ---------------------------------------------------------------
+
+
+def known_latents(stage: Stage, batch: Windows) -> Tensor:
+    """The latents a stage is told: the identity (B, C, h, w), or both ends (B, 2, C, h, w)."""
+    return batch.latents[:, [0, -1]] if stage.config.interpolation else batch.identity
 
 
 @torch.no_grad()
 def validate(stage: Stage, held_out: Windows) -> dict[str, float]:
-    """Latent loss, unweighted, on held-out windows with fixed noise at two noise levels; at the
-    higher also with another clip's sound. Only a model that listens makes a difference between the
-    last two."""
+    """Latent loss without weights on held-out windows, with fixed noise at two noise levels; at the
+    higher also with another clip's audio. The last two differ only for a model that listens."""
     result = {}
     for sigma, other in ((1.0, False), (10.0, False), (10.0, True)):
         generator, losses = torch.Generator().manual_seed(1), []
         for start in range(0, len(held_out), 8):
             batch = held_out.rows(slice(start, start + 8)).to(next(stage.parameters()).device)
-            tokens = batch.tokens.roll(1, 0) if other else batch.tokens
-            known = stage.conditions(*conditions_of(stage, batch, tokens))
+            tokens = batch.audio_tokens.roll(1, 0) if other else batch.audio_tokens
+            known = stage.conditions(known_latents(stage, batch), tokens, batch.emotion)
             noise = torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
             levels = torch.full((len(noise),), sigma, device=noise.device)
             out = stage.denoise(batch.latents + sigma * noise, levels, known)
             losses.append(latent_loss(out, batch.latents, levels, 1.0) / (1 + sigma**-2))
-        name = f"val_{sigma:g}" + ("_other_sound" if other else "")
+        name = f"val_{sigma:g}" + ("_other_audio" if other else "")
         result[name] = torch.cat(losses).mean().item()
     return result
 
 
 @torch.no_grad()
 def sheet(path: Path, model: KeyFace, stage: Stage, held_out: Windows) -> None:
-    """A picture of three held-out windows: truth, sample, and sample with another clip's sound."""
+    """A picture of three held-out windows: truth, sample, and sample with another clip's audio."""
     batch = held_out.rows(slice(0, 3)).to(next(stage.parameters()).device)
     rows = [batch.latents]
-    for tokens in (batch.tokens, batch.tokens.roll(1, 0)):
-        known: Conditions = stage.conditions(*conditions_of(stage, batch, tokens))
+    for tokens in (batch.audio_tokens, batch.audio_tokens.roll(1, 0)):
+        known = stage.conditions(known_latents(stage, batch), tokens, batch.emotion)
         if stage.config.interpolation:
             guided = guided_segments(stage.denoise, known)
         else:
@@ -188,186 +255,128 @@ def sheet(path: Path, model: KeyFace, stage: Stage, held_out: Windows) -> None:
     save_grid(path, model.vae.to_images(grid.flatten(0, 1)).unflatten(0, grid.shape[:2]))
 
 
-class Ema:
-    """Exponential moving average of the parameters; a ramp makes it forget the start soon."""
-
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay, self.average = decay, {k: v.clone() for k, v in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        state = module.state_dict()
-        values = [state[k] for k in self.average]
-        torch._foreach_lerp_(list(self.average.values()), values, 1 - decay)
+# ---- the run ----------------------------------------------------------------------------------
 
 
-def run(recipe: Recipe, description: str) -> int:
-    """Prepares data, trains, and returns the exit status: 0, 2 for bad input, 1 for trouble with
-    the machine, 130 or 143 after a signal."""
-    stop = {}
+class Run:
+    """One training from its first step to its last: the clock, the reports, what is saved.
 
-    def leave(number: int, _) -> None:
-        """Until training begins there is nothing to save. A second signal comes too late."""
-        if not stop:
-            stop["signal"] = number
-            sys.exit(128 + number)
+    Loops read `step`, `progress` (0 to 1) and `rows`, and call `go_on` before and `report` after
+    each step. A run stops at the end of its time or steps, or saves and stops at a signal.
+    """
 
-    for number in SIGNALS:
-        signal.signal(number, leave)
-    try:
-        args = parse(recipe, description)
-        assemble(args)
-        model, stage, _ = begin(recipe, args)  # what is wrong with files shows before the long part
-        make = {"cache": args.out / "cache", "weights": args.out, "stage": stage.config}
-        train, held_out = (open_source(args.data, split, model.size) for split in ("train", "test"))
-        train = prepare(source=train, count=args.windows, seed=args.seed,
-                        per_clip=recipe.per_clip, **make)
-        held_out = prepare(source=held_out, count=32, per_clip=1, first=10_000, **make)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        cores = 1 if device.type == "cuda" else os.cpu_count() or 1
-        workers = min(args.workers or cores, args.batch)
-        print(f"{recipe.name}: {len(train)} windows, {args.minutes:g} minutes on {device}, "
-              f"{workers} processes", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            context = mp.get_context("spawn")
-            shared = workers, folder, recipe, args, train, held_out, device
-            for number in SIGNALS:  # ignored in the other processes: rank 0 tells when to stop
-                signal.signal(number, signal.SIG_IGN)
-            for rank in range(1, workers):
-                context.Process(target=loop, daemon=True, args=(rank, *shared, {})).start()
-            for number in SIGNALS:
-                signal.signal(number, lambda n, _: stop.setdefault("signal", n))
-            loop(0, *shared, stop)
-            return 128 + stop["signal"] if stop else 0
-    except InputError as error:
-        status, line = 2, str(error)
-    except Exception as error:
-        status, line = 1, (str(error).strip() or type(error).__name__).splitlines()[-1]
-        if not isinstance(error, (OSError, MemoryError)) and not re.search(TROUBLE, line):
-            raise
-        if isinstance(error, MemoryError) or re.search("of memory|allocate memory", line):
-            line += "; close other programs, or use a smaller --batch or fewer --windows"
-    finally:
-        for process in mp.active_children():
-            process.kill()
-    print(f"train_{recipe.name}.py: error: {' '.join(line.split())}", file=sys.stderr)
-    return status
+    def __init__(self, name: str, args: argparse.Namespace, model: KeyFace, stage: Stage,
+                 optimizer: torch.optim.Optimizer, average: AveragedModel, held_out: Windows,
+                 processes: Processes):
+        self.name, self.args, self.model, self.stage = name, args, model, stage
+        self.optimizer, self.average = optimizer, average
+        self.held_out, self.processes = held_out, processes
+        self.rows = processes.rows(args.batch)
+        self.csv, self.metrics, self.losses = args.out / f"{name}.csv", [], []
+        self.step, self.progress, self.before = 0, 0.0, 0.0  # `before`: seconds of earlier runs
+        if args.resume:
+            self.resume()
+        self.began = time.monotonic()
+        self.reported = self.saved = self.shown = 0.0  # when, in seconds since it began
+        self.saved_step = self.step
+        self.signals = remember_signals()
+        if processes.first:
+            length = f"{args.steps} steps" if args.steps else f"{args.minutes:g} minutes"
+            print(f"{name}: {length} on {processes.device}, {processes.count} processes",
+                  flush=True)
 
+    def resume(self) -> None:
+        """Takes weights, average, optimizer and step from NAME.state in --out."""
+        path = self.args.out / f"{self.name}.state"
+        if not path.exists():
+            raise InputError(f"--resume: {path} does not exist")
+        state = checkpoint.load_state(path)
+        try:
+            self.stage.load_state_dict(state["stage"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.before = state["step"], state["seconds"]
+        except (KeyError, RuntimeError, TypeError, ValueError):
+            raise InputError(f"--resume: {path} does not fit config.json") from None
+        self.metrics = [row for row in load_metrics(self.csv) if row["step"] <= self.step]
 
-def loop(rank: int, workers: int, folder: str, recipe: Recipe, args: argparse.Namespace,
-         train: Windows, held_out: Windows, device: torch.device, stop: dict) -> None:
-    """The training loop of one process; rank 0 measures, shows and saves."""
-    if workers > 1:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank,
-                                world_size=workers)
-    model, stage, state = begin(recipe, args)
-    stage.to(device).train()
-    model.vae.to(device)
-    parameters = list(stage.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99),
-                                  weight_decay=0.01, foreach=True)
-    ema = Ema(stage, recipe.ema)
-    csv_path, rows = args.out / f"{recipe.name}.csv", []
-    step, before = state.get("step", 0), state.get("seconds", 0.0)  # of earlier runs
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
-        ema.average = {k: v.to(device) for k, v in state["ema"].items()}
-        rows = [row for row in load_metrics(csv_path) if row["step"] <= step]
-    batch_size = max(1, args.batch // workers)
-    metadata = {"config": asdict(stage.config), "version": checkpoint.code_version(),
-                "seed": args.seed}
-    early_path = args.out / "interp_bad.safetensors"
-    # Weights to go on from have done the spatial half.
-    going_on = bool(args.init) and (args.init / f"{recipe.name}.safetensors").exists()
-    finished = state.get("finished", going_on)
-    given = args.init or (args.out if state else None)
-    early_due = stage.config.interpolation and not (given and (given / early_path.name).exists())
+    @property
+    def seconds(self) -> float:
+        """Training time so far, with that of earlier runs."""
+        return self.before + time.monotonic() - self.began
 
-    def averaged() -> Stage:
-        good = Stage(stage.config).to(device).eval()
-        good.load_state_dict(ema.average)
-        return good
-
-    def save_average(path: Path) -> None:
-        checkpoint.save_part(path, ema.average, step=step, minutes=round(seconds / 60, 1),
-                             **metadata)
-
-    began, losses = time.monotonic(), []
-    reported = saved = shown = 0.0  # seconds
-    saved_step = step
-    while True:
-        now = time.monotonic() - began
-        seconds = before + now
-        progress = step / args.steps if args.steps else seconds / (60 * args.minutes)
-        control = torch.tensor([progress, float(bool(stop))])
-        if workers > 1:
-            dist.broadcast(control, 0)  # all processes see the same clock
-        progress, stopping = control.tolist()
-        done = progress >= 1
-        images = progress < recipe.images and not finished
-        if rank == 0 and step > saved_step and (done or stopping or now - saved > SAVE_EVERY):
-            save_average(args.out / f"{recipe.name}.safetensors")
-            checkpoint.save_state(args.out / f"{recipe.name}.state", {
-                "stage": stage.state_dict(), "ema": ema.average, "step": step,
-                "optimizer": optimizer.state_dict(), "seconds": seconds, "finished": finished})
-            saved, saved_step = time.monotonic() - began, step
-        if rank == 0 and losses and not stopping:
-            if early_due and progress >= recipe.early:
-                save_average(early_path)
-                early_due = False
-            if done or now - reported > min(REPORT_EVERY, 5 + reported):  # often at first
-                average = np.mean(losses, axis=0)
-                rows.append({"minutes": round(seconds / 60, 2), "step": step,
-                             "latent_loss": average[0], "pixel_loss": average[1],
-                             "images": float(images), **validate(averaged(), held_out)})
-                numbers = "  ".join(f"{k} {v if k == 'step' else f'{v:.4g}'}"
-                                    for k, v in rows[-1].items())
-                print(f"{numbers}  {len(losses) / (now - reported):.2f} steps/s", flush=True)
-                save_metrics(csv_path, rows)
-                reported, losses = time.monotonic() - began, []
-            if done or now - shown > SHEET_EVERY:
-                sheet(args.out / f"{recipe.name}_sheet.png", model, averaged(), held_out)
-                shown = time.monotonic() - began
-        if done or stopping:
-            break
-
-        warmth = min(1, (step + 1) / recipe.warmup)
-        rate = max(0.5 * (1 + math.cos(math.pi * progress)), 0.02) * warmth
-        for group in optimizer.param_groups:
+    def go_on(self) -> bool:
+        """The clock: whether there is a step to do, and its learning rate (warm-up, then half a
+        cosine down to 2 %). All processes see the same clock and the same signal."""
+        args = self.args
+        progress = self.step / args.steps if args.steps else self.seconds / (60 * args.minutes)
+        self.progress, stopped = self.processes.agree([progress, float(bool(self.signals))])
+        if self.progress >= 1 or stopped:
+            self.finish()
+            return False
+        warmth = min(1, (self.step + 1) / WARM_UP)
+        rate = max(0.5 * (1 + math.cos(math.pi * self.progress)), 0.02) * warmth
+        for group in self.optimizer.param_groups:
             group["lr"] = args.lr * rate
-        # All that is random follows from seed, process and step: resuming needs no other state.
-        torch.manual_seed((args.seed * 1000 + rank) * 10_000_000 + step)
-        batch = (train.singles(batch_size * 14) if images
-                 else train.batch(batch_size, step, args.seed * 1000 + rank)).to(device)
-        frame = int(torch.randint(batch.latents.shape[1], ()))
-        few = slice(0, batch_size)  # of single frames, pixels of a few are enough
-        optimizer.zero_grad(set_to_none=True)
-        latent, pixel = stage.loss(model.vae, batch.latents, *conditions_of(stage, batch),
-                                   batch.pixels[:, frame], frame, images=images, pixel_rows=few)
-        (latent + pixel).backward()
-        if workers > 1:
-            average_gradients(parameters, workers)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        step += 1
-        if rank == 0:
-            ema.update(stage, step)
-            losses.append((latent.item(), pixel.item()))
-    if rank == 0:
-        print(f"{'done' if done else 'stopped'}: step {step}, {seconds / 60:.1f} minutes; "
-              f"in {args.out}", flush=True)
-    if workers > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+        return True
 
+    def report(self, latent: Tensor, pixel: Tensor) -> None:
+        """Counts a step; now and then measures, shows and saves."""
+        self.step += 1
+        self.losses.append((latent.item(), pixel.item()))
+        if not self.processes.first:
+            return
+        now = time.monotonic() - self.began
+        if now - self.saved > SAVE_EVERY:
+            self.save()
+        if now - self.reported > min(REPORT_EVERY, 5 + self.reported):  # often at first
+            self.measure()
+        if now - self.shown > SHEET_EVERY:
+            self.show()
 
-def average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
-    """The mean of all processes' gradients, as one message."""
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= workers
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad = part.view_as(p)
+    def measure(self) -> None:
+        """Appends a row of losses to NAME.csv, prints it and draws the curves."""
+        now, losses = time.monotonic() - self.began, np.mean(self.losses, axis=0)
+        self.metrics.append({"minutes": round(self.seconds / 60, 2), "step": self.step,
+                             "latent_loss": losses[0], "pixel_loss": losses[1],
+                             **validate(self.average.module.eval(), self.held_out)})
+        numbers = "  ".join(f"{k} {v if k == 'step' else f'{v:.4g}'}"
+                            for k, v in self.metrics[-1].items())
+        print(f"{numbers}  {len(self.losses) / (now - self.reported):.2f} steps/s", flush=True)
+        save_metrics(self.csv, self.metrics)
+        self.reported, self.losses = time.monotonic() - self.began, []
+
+    def show(self) -> None:
+        """Draws NAME_sheet.png."""
+        sheet(self.args.out / f"{self.name}_sheet.png", self.model, self.average.module.eval(),
+              self.held_out)
+        self.shown = time.monotonic() - self.began
+
+    def keep(self, path: Path) -> None:
+        """Writes the averaged weights, with their origin in the header."""
+        checkpoint.save_part(path, self.average.module.state_dict(), step=self.step,
+                             minutes=round(self.seconds / 60, 1), config=asdict(self.stage.config),
+                             version=checkpoint.code_version(), seed=self.args.seed)
+
+    def save(self) -> None:
+        """Writes the weights, and all that --resume needs. What is random follows from seed and
+        step, so there is no random state to keep."""
+        self.keep(self.args.out / f"{self.name}.safetensors")
+        checkpoint.save_state(self.args.out / f"{self.name}.state", {
+            "stage": self.stage.state_dict(), "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds})
+        self.saved, self.saved_step = time.monotonic() - self.began, self.step
+
+    def finish(self) -> None:
+        """The end, by the clock or by a signal."""
+        done = self.progress >= 1
+        if self.processes.first:
+            if self.step > self.saved_step:
+                self.save()
+            if done and self.losses:
+                self.measure()
+                self.show()
+            print(f"{'done' if done else 'stopped'}: step {self.step}, {self.seconds / 60:.1f} "
+                  f"minutes; in {self.args.out}", flush=True)
+        self.processes.wait()
+        self.processes.leave()

@@ -24,8 +24,8 @@ from bench.gpu_memory import build
 from bench.unet import fill
 from diffusion import schedule
 from keyface import Config, KeyFace, Plan
-from sample import AUDIO, EMOTION, IMAGE, pick_device
-from tools.cli import WEIGHTS, Parser, number, run
+from tools import released
+from tools.cli import AUDIO, EMOTION, IMAGE, WEIGHTS, Parser, number, pick_device, run
 from tools.media import (
     FPS,
     FRAME_SAMPLES,

@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
 
-from tools.cli import replacing
+from tools.cli import COMMENT, replacing
 from tools.media import FPS, SAMPLE_RATE
 
 
-def save_figure(path: Path, figure: Figure, dpi: int | str = "figure") -> None:
+def save_figure(path: Path, figure: Figure, dpi: int | str = "figure", **metadata: str) -> None:
     """Writes a figure as PNG, by default at its own resolution."""
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi)
+        figure.savefig(temporary, dpi=dpi, metadata=metadata)
 
 
 def save_grid(path: Path, images: Tensor) -> None:
@@ -41,7 +41,7 @@ def save_metrics(path: Path, rows: list[dict[str, float]]) -> None:
         temporary.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for name in ("latent_loss", "val_1", "val_10", "val_10_other_sound"):
+    for name in ("latent_loss", "val_1", "val_10", "val_10_other_audio"):
         axes.semilogy(*zip(*((row["minutes"], row[name]) for row in rows)), label=name)
     axes.set(xlabel="minutes", ylabel="loss")
     axes.legend()
@@ -102,4 +102,4 @@ def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray],
     plots[2].legend(loc="upper right", bbox_to_anchor=(1, -0.15), ncols=2, frameon=False)
     for axes in plots[:2]:
         axes.tick_params(labelbottom=False)
-    save_figure(path, figure)
+    save_figure(path, figure, Comment=COMMENT)
