@@ -1,6 +1,7 @@
-"""Emotion as a user writes it, to a curve of valence and arousal (paper: emotion).
+"""From emotion as a user writes it to valence and arousal of every video frame (paper: emotion).
 
-In: a name, two numbers, a timeline or a CSV. Out: (N, 2) float32 in [-1, 1], one row a video frame.
+In: a name, two numbers, a timeline or a CSV. Out: (N, 2) float32 in [-1, 1], one row for each of
+the N video frames at 25 fps.
 """
 
 import csv
@@ -29,7 +30,7 @@ EMOTIONS = {
 
 
 def _emotion_value(text: str, where: str = "--emotion") -> tuple[float, float]:
-    """(valence, arousal) of a name or of "V,A"."""
+    """(valence, arousal) of an emotion's name or of "V,A"."""
     if text.strip().lower() in EMOTIONS:
         return EMOTIONS[text.strip().lower()]
     try:
@@ -37,7 +38,7 @@ def _emotion_value(text: str, where: str = "--emotion") -> tuple[float, float]:
     except ValueError:
         hint = (
             "two numbers V,A were expected"
-            if "," in text or text[:1] in "+-.0123456789"
+            if text[:1] in "+-.0123456789"
             else f"known: {', '.join(EMOTIONS)}"
         )
         raise InputError(f'{where}: unknown emotion "{text}"; {hint}') from None
@@ -45,7 +46,7 @@ def _emotion_value(text: str, where: str = "--emotion") -> tuple[float, float]:
 
 
 def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str]:
-    """Points (seconds, valence, arousal) that a user wrote, and where they stand."""
+    """The points (seconds, valence, arousal) that a user wrote, and where they stand."""
     if emotion.lower().endswith(".csv"):
         try:
             if Path(emotion).is_fifo():  # which would be waited for
@@ -69,17 +70,21 @@ def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str
                 ) from None
             points.append((seconds, valence, arousal))
         return points, f"--emotion: {emotion}"
+    if not emotion:
+        raise InputError(f"--emotion: nothing in it; name an emotion, known: {', '.join(EMOTIONS)}")
     if ":" not in emotion:
         return [(0.0, *_emotion_value(emotion))], "--emotion"
     points = []
     for entry in emotion.split():
         seconds, _, value = entry.partition(":")
         try:
+            if not value or ":" in value or value[-1] in ",;|":
+                raise ValueError
             points.append((float(seconds), *_emotion_value(value)))
         except ValueError:
             raise InputError(
-                f'--emotion: "{entry}" is not SECONDS:EMOTION, as in '
-                '"0:neutral 2.5:happy 6:-0.8,-0.3"'
+                f'--emotion: "{entry}" is not SECONDS:EMOTION; write such points with nothing but '
+                'spaces between them, as in "0:neutral 2.5:happy 6:-0.8,-0.3"'
             ) from None
     return points, "--emotion"
 
@@ -88,9 +93,8 @@ def emotion_curve(emotion: str | Path | np.ndarray, n_frames: int) -> np.ndarray
     """Valence and arousal of each video frame, (n_frames, 2) float32 in [-1, 1].
 
     emotion: a name, "V,A", a timeline "0:neutral 2.5:happy 6:-0.8,-0.3", the path of a CSV of
-    seconds,valence,arousal, or an array (n, 2), a row a frame. Linear between points, constant
-    before the first and after the last. Raises InputError for names, times or values that
-    cannot be used.
+    seconds,valence,arousal, or an array (n, 2) with one row a frame. Raises InputError for names,
+    times or values that cannot be used.
     """
     if isinstance(emotion, np.ndarray):
         if emotion.ndim != 2 or emotion.shape[1] != 2 or not len(emotion):
@@ -108,6 +112,7 @@ def emotion_curve(emotion: str | Path | np.ndarray, n_frames: int) -> np.ndarray
             raise InputError(f"{where}: the times must be numbers that rise from point to point")
     if not (np.abs(values) <= 1).all():
         raise InputError(f"{where}: valence and arousal must lie between -1 and 1")
+    # Emotion is linear between the points, and constant before the first and after the last.
     frame_times = np.arange(n_frames) / FPS
     return np.stack([np.interp(frame_times, times, column) for column in values.T], 1).astype(
         np.float32

@@ -1,13 +1,11 @@
 """A talking face from one picture and a sound: the command line of KeyFace.
 
 `python sample.py` animates the picture and the sound that come with the project, and writes
-out/sample.mp4 and a contact sheet of it, out/sample.png. Everything can be replaced by options.
-The work is done by `keyface.KeyFace.animate`; here is what stands around it.
+out/sample.mp4 and a contact sheet of it, out/sample.sheet.png. Everything can be replaced by
+options. The work is done by `keyface.KeyFace.animate`; here is what stands around it.
 """
 
 import argparse
-import os
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -15,86 +13,82 @@ from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
-if __name__ == "__main__":      # until `cli.run`: the imports below may take a second
-    for each in signal.SIGINT, signal.SIGTERM:
-        signal.signal(each, lambda number, _: os._exit(128 + number))
+# What takes time to load is imported in `main`: mistakes and signals are answered at once.
+from tools import cli
+from tools.cli import AUDIO, EMOTION, IMAGE, SETTINGS, InputError
 
-import numpy as np
-from tqdm import tqdm
-
-from emotion import emotion_curve
-from tools import cli, media
-from tools.cli import InputError
-from tools.media import FPS, SAMPLE_RATE
-
-IMAGE, AUDIO = cli.HERE / "assets" / "face.png", cli.HERE / "assets" / "speech.flac"
-EMOTION = "0:neutral 1.5:neutral 3:happy 5:happy 7:sad"     # made for the sound above, only for it
+OUT = Path("out/sample.mp4")
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked as far as that needs no file."""
     parser = cli.Parser("sample.py", description=__doc__.split("\n\n")[0])
-    weight = cli.number(float, -100, 100)
     add = parser.add_argument
     add("--image", type=Path, default=IMAGE, help="the face: a picture of any size")
+    add("--crop", type=cli.crop, metavar="X,Y,SIDE", help="the square of the picture to use, in "
+        "its pixels: left, top, side; default: the largest in the middle")
     add("--audio", type=Path, help="what it says: any sound, or a video with sound")
-    add("--out", type=Path, default=Path("out/sample.mp4"), help="the video to write, .mp4")
+    add("--out", type=Path, help=f"the video to write, .mp4; default {OUT}")
     add("--weights", type=Path, default=cli.WEIGHTS, help='folder of weights, or of the released '
         'model\'s published files; "released": these, downloaded once')
     add("--list-weights", action="store_true", help="list the published files, and leave")
     add("--emotion", help='a name, "V,A" (valence, arousal in -1..1), "0:neutral 2.5:happy '
         '6:-0.8,-0.3", or a CSV of seconds,valence,arousal; default neutral')
-    add("--steps", type=cli.number(int, 1, 1000), help="of the sampler; 10: the paper's 11 levels")
-    add("--id-guidance", type=weight, help="weight of the identity in keyframes")
-    add("--audio-guidance", type=weight, help="weight of the sound in keyframes")
-    add("--autoguidance", type=weight, help="weight of the good over the bad model between them")
-    add("--size", type=cli.number(int, 16, 4096), help="side of the video in pixels, even")
-    add("--seed", type=cli.number(int, 0, 10**18), default=0, help="another seed, another take")
+    helps = {"steps": "of the sampler; 10: the paper's 11 levels",
+             "id_guidance": "weight of the identity in keyframes",
+             "audio_guidance": "weight of the sound in keyframes",
+             "autoguidance": "weight of the good over the bad model between them",
+             "size": "side of the video in pixels, even",
+             "seed": "another seed, another take"}
+    for name, text in helps.items():
+        add(f"--{name.replace('_', '-')}", type=SETTINGS[name], help=text,
+            default=0 if name == "seed" else None)
     add("--device", help="cpu, cuda, cuda:1, mps; default: the GPU if there is one")
     add("--low-memory", action="store_true",
         help="slower: each part is on the GPU only while it works")
-    add("--sheet", type=Path, help="contact sheet to write, .png; default: beside the video")
+    sheet = parser.add_mutually_exclusive_group()
+    sheet.add_argument("--sheet", type=Path, help="contact sheet to write, .png; default: beside "
+                       "the video, NAME.sheet.png")
+    sheet.add_argument("--no-sheet", action="store_true", help="write no contact sheet")
     words = sys.argv[1:] if argv is None else argv
     for i, (option, value) in enumerate(pairwise(words)):
-        if option == "--emotion" and value[:1] == "-" and value[:2] != "--":
+        if option in ("--emotion", "--crop") and value[:1] == "-" and value[:2] != "--":
             # "-0.8,-0.3" would be taken for an option.
             words = [*words[:i], f"{option}={value}", *words[i + 2:]]
-    args = parser.parse_args(words)
-    if args.size is not None and args.size % 2:
-        raise InputError(f"--size: {args.size} is odd; H.264 needs an even number")
-    if not args.out.name:
-        raise InputError(f"--out: {args.out} is a folder; name a file, .mp4")
-    args.sheet = args.sheet or args.out.with_suffix(".png")
-    return args
+    return parser.parse_args(words)
 
 
-def pick_device(name: str | None) -> str:
-    """The device asked for, if it is there; by default the GPU, else the CPU."""
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(),
-             "mps": int(torch.backends.mps.is_available())}
-    if not (index or "0").isdecimal() or int(index or 0) >= there.get(kind, 0):
-        found = [name for name, count in there.items() if count]
-        raise InputError(f'--device: "{name}" is not here; there is {", ".join(found)}')
-    return f"{kind}:{int(index)}" if index and kind != "cpu" else kind
+def check_files(args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The video and the sheet to write (None: no sheet), where neither replaces an input or a
+    file that is not ours and that was not named."""
+    out = args.out or OUT
+    if not out.name:
+        raise InputError(f"--out: {out} is a folder; name a file, .mp4")
+    sheet = None if args.no_sheet else args.sheet or out.with_suffix(".sheet.png")
+    inputs = {"--image": args.image, "--audio": args.audio or AUDIO}
+    cli.check_apart(inputs, {"--out": out, **({"--sheet": sheet} if sheet else {})})
+    for option, path in (*inputs.items(), ("--weights", args.weights)):
+        cli.check_shipped(path, option)
+    return out, sheet
 
 
 # ------------------------------------------------------------------------------------- the program
 
 class Progress:
-    """One bar on stderr for each stage that reports itself."""
+    """For each stage that reports itself one bar on stderr, or where that is no terminal a line."""
 
     def __init__(self):
-        self.bars: dict[str, tqdm] = {}
+        self.bars: dict[str, object] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
         if stage not in self.bars:
+            plain = not (sys.stderr and sys.stderr.isatty())
+            if plain:
+                print(f"{stage}: {total} steps", file=sys.stderr, flush=True)
             self.bars[stage] = tqdm(desc=f"{stage:9}", total=total, position=len(self.bars),
-                                    unit="step", mininterval=0.5)
+                                    unit="step", mininterval=0.5, disable=plain)
         self.bars[stage].update(done - self.bars[stage].n)
 
     def close(self) -> None:
@@ -102,9 +96,8 @@ class Progress:
             bar.close()
 
 
-def keep(frames: Iterable[np.ndarray], wanted: set[int],
-         kept: dict[int, np.ndarray]) -> Iterator[np.ndarray]:
-    """Hands the frames on, and keeps copies of those wanted."""
+def keep(frames: Iterable, wanted: set[int], kept: dict) -> Iterator:
+    """Hands the frames on, and puts copies of those wanted into `kept`, by number."""
     for i, frame in enumerate(frames):
         if i in wanted:
             kept[i] = frame.copy()
@@ -120,48 +113,47 @@ def main(argv: list[str] | None = None) -> None:
         return print(released.listing("released" if args.weights == cli.WEIGHTS else args.weights))
     audio = args.audio or AUDIO
     emotion = args.emotion if args.emotion is not None else "neutral" if args.audio else EMOTION
-    for option, path in (("--image", args.image), ("--audio", audio)):
-        try:
-            same = path.exists() and path.resolve() in (args.out.resolve(), args.sheet.resolve())
-        except (OSError, RuntimeError) as error:    # no right to look, a name too long, a loop
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"{option} {path}, --out {args.out}: {reason}") from None
-        if same:
-            raise InputError(f"{option}: {path} would be overwritten; choose another --out")
+    out, sheet = check_files(args)
+
+    from emotion import emotion_curve
+    from tools import media
+
     wave = media.read_audio(audio)
-    picture = media.read_image(args.image)
+    picture = media.read_image(args.image, crop=args.crop)
     curve = emotion_curve(emotion, media.frame_count(len(wave)))                    # (N, 2)
-    cli.check_output(args.out, (".mp4",), "--out")
-    cli.check_output(args.sheet, (".png",), "--sheet")
+    cli.check_output(out, (".mp4",), "--out", named=bool(args.out))
+    if sheet:
+        cli.check_output(sheet, (".png",), "--sheet", named=bool(args.sheet))
 
     # Only now: torch takes seconds to load, and mistakes are to be told at once.
     from tools import figures, released
 
-    device = pick_device(args.device)
+    device = cli.pick_device(args.device)
     model = released.load(args.weights, device, args.low_memory)
     config, size = model.config, args.size or max(model.size, 256)
     settings = {name: getattr(config, name) if getattr(args, name) is None else getattr(args, name)
                 for name in ("steps", "id_guidance", "audio_guidance", "autoguidance")}
     if model.interp_bad is None:
         del settings["autoguidance"]        # there is no bad model to be guided away from
-    print(f"image    {args.image}\naudio    {audio} ({len(wave) / SAMPLE_RATE:.2f} s)\n"
+    print(f"image    {args.image}\naudio    {audio} ({len(wave) / media.SAMPLE_RATE:.2f} s)\n"
           f"emotion  {emotion}\nweights  {args.weights} on {device}\nsettings "
           + ", ".join(f"{name} {value:g}" for name, value in settings.items())
           + f", seed {args.seed}", flush=True)
 
     began, identity = time.perf_counter(), media.read_image(picture, model.size)
     if strange := model.unlike(identity):
-        print(f"sample.py: warning: --image {args.image}: {strange}", file=sys.stderr)
-    kept: dict[int, np.ndarray] = {}
+        cli.warn(f"--image {args.image}: {strange}")
+    kept = {}                               # frames (H, W, 3) of the sheet
     with closing(Progress()) as progress:
         frames = model.animate(identity, wave, emotion, seed=args.seed, progress=progress,
                                **settings)
-        frames = keep(frames, set(figures.sheet_frames(len(curve))), kept)
-        count = media.write_video(args.out, frames, wave, size)
-    figures.write_sheet(args.sheet, identity, kept, wave, curve)
-    print(f"wrote    {args.out} ({count} frames of {size} x {size} at {FPS} fps, synthetic)\n"
-          f"         {args.sheet} (contact sheet)\n"
-          f"in       {time.perf_counter() - began:.1f} s")
+        frames = keep(frames, set(figures.sheet_frames(len(curve))) if sheet else set(), kept)
+        count = media.write_video(out, frames, wave, size, sound=audio)
+    print(f"wrote    {out} ({count} frames of {size} x {size} at {media.FPS} fps, synthetic)")
+    if sheet:
+        figures.write_sheet(sheet, identity, kept, wave, curve)
+        print(f"         {sheet} (contact sheet)")
+    print(f"in       {time.perf_counter() - began:.1f} s")
 
 
 if __name__ == "__main__":

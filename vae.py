@@ -1,8 +1,8 @@
-"""The autoencoder between pictures and latents: Stable Diffusion's encoder, SVD's temporal decoder.
+"""The autoencoder between images and latents: Stable Diffusion's encoder, SVD's temporal decoder.
 
-Paper: latent diffusion. Images are RGB (N, 3, H, W) in [-1, 1], latents (N, C, h, w).
-The diffusion models see *scaled* latents of about unit variance: times 0.18215 in the released
-model, normalised per channel with weights trained here. Parameters are named as in SVD's file.
+Paper: latent diffusion. Images are RGB (N, 3, H, W) in [-1, 1], latents (N, C, h, w). The diffusion
+models see *scaled* latents of about unit variance: the released model multiplies them by 0.18215,
+with weights trained here they are normalised per channel. Parameters are named as in SVD's file.
 """
 
 from collections import OrderedDict
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 @dataclass
 class VAEConfig:
-    """Sizes. Level i has `ch * ch_mult[i]` channels at 1 / 2^i of the picture's resolution. The
-    defaults are those of SVD and of the released model: 8-fold, 98 M parameters."""
+    """Sizes. Level i has `ch * ch_mult[i]` channels at 1 / 2^i of the image's resolution. The
+    defaults are those of SVD and of the released model: h = H / 8, 98 M parameters."""
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -25,21 +25,21 @@ class VAEConfig:
     z_channels: int = 4
     num_groups: int = 32                  # of every GroupNorm
     temporal: bool = True                 # SVD's decoder, which also looks along time
-    quant_conv: bool = False              # 1x1 convolutions around the latent, in some checkpoints
+    quant_conv: bool = False              # some checkpoints have 1x1 convolutions at the latents
     post_quant_conv: bool = False
     scale_factor: float = 0.18215
-    latent_mean: tuple[float, ...] | None = None    # per channel; given, they replace the factor
+    latent_mean: tuple[float, ...] | None = None    # (C,); where given, these replace the factor
     latent_std: tuple[float, ...] | None = None
 
     @classmethod
     def tiny(cls) -> "VAEConfig":
-        """For 64-pixel drawn faces: (3, 64, 64) to (4, 16, 16), 0.7 M parameters."""
+        """For drawn faces of 64 x 64 pixels: (3, 64, 64) -> (4, 16, 16), 0.7 M parameters."""
         return cls(ch=16, ch_mult=(1, 2, 4), num_res_blocks=1, num_groups=8, temporal=False)
 
 
 @dataclass
 class Posterior:
-    """The encoder's Gaussian over latents: mean (the mode) and log-variance, each (N, C, h, w)."""
+    """The encoder's Gaussian over latents: mean and log-variance, each (N, C, h, w)."""
 
     mean: Tensor
     logvar: Tensor
@@ -49,15 +49,15 @@ class Posterior:
         return torch.exp(0.5 * self.logvar)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """A draw from it, given unit normal noise (N, C, h, w)."""
+        """A sample z = mean + std * noise, given unit normal noise (N, C, h, w)."""
         return self.mean + self.std * noise
 
 
-# ---- Blocks. x is (B*T, C, h, w), clips one after the other; `frames` is T. ----
+# ---- Blocks. In all of them x is (B*T, C, h, w), clips one after the other; `frames` is T. ----
 
 def over_time(f: Callable[[Tensor], Tensor], x: Tensor, frames: int) -> Tensor:
-    """Applies f, which works on (B, C, T, h, w), to x (B*T, C, h, w). Frames that stand alone go as
-    they are, channels-last, which they would not be as clips of one."""
+    """Applies f, which works on (B, C, T, h, w), to x (B*T, C, h, w)."""
+    # Single frames need no time axis. They go as they are, channels-last, which a CPU does faster.
     if frames == 1:
         return f(x)
     clips = x.unflatten(0, (-1, frames)).transpose(1, 2)      # (B, C, T, h, w)
@@ -65,35 +65,37 @@ def over_time(f: Callable[[Tensor], Tensor], x: Tensor, frames: int) -> Tensor:
 
 
 class TimeConv(nn.Conv3d):
-    """Convolution along time alone, (B, C, T, h, w), with zeros beyond the ends; (N, C, h, w) are
-    frames alone."""
+    """Convolution along time alone, of clips (B, C, T, h, w) with zeros beyond their ends, or of
+    single frames (N, C, h, w)."""
 
     def __init__(self, channels: int):
         super().__init__(channels, channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 4:           # a frame alone meets only the middle tap
+        # A single frame has zeros before and after it, so only the kernel's middle tap counts.
+        if x.ndim == 4:
             return F.conv2d(x, self.weight[:, :, 1], self.bias)
         return super().forward(x)
 
 
 class TimeStack(nn.Module):
-    """Residual block along time on (B, C, T, h, w), or on frames alone (N, C, h, w); GroupNorm's
-    statistics are over all frames of a clip."""
+    """Residual block along time, on clips (B, C, T, h, w) or on single frames (N, C, h, w).
+    GroupNorm's statistics are over all frames of a clip."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
         self.in_layers = nn.Sequential(nn.GroupNorm(groups, channels, eps=1e-5), nn.SiLU(True),
                                        TimeConv(channels))
+        # Identity keeps the index of the original Dropout.
         self.out_layers = nn.Sequential(nn.GroupNorm(groups, channels, eps=1e-5), nn.SiLU(True),
-                                        nn.Identity(), TimeConv(channels))    # Identity: a dropout
+                                        nn.Identity(), TimeConv(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.out_layers(self.in_layers(x))
 
 
 class ResBlock(nn.Module):
-    """Residual block in space; in SVD's decoder one along time is mixed in by a learned scalar."""
+    """Residual block in space; in SVD's decoder a learned scalar blends it with one along time."""
 
     def __init__(self, c_in: int, c_out: int, groups: int, temporal: bool):
         super().__init__()
@@ -109,21 +111,21 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The spatial half."""
-        h = self.norm2(self.conv1(F.silu(self.norm1(x), inplace=True)))
-        h = self.conv2(F.silu(h, inplace=True))
-        return h.add_(self.nin_shortcut(x))      # in place, here and above: pictures are large
+        # It works in place where it can, for at full resolution each tensor is large.
+        y = self.norm2(self.conv1(F.silu(self.norm1(x), inplace=True)))
+        y = self.conv2(F.silu(y, inplace=True))
+        return y.add_(self.nin_shortcut(x))
 
     def mix_time(self, x: Tensor, frames: int) -> Tensor:
-        """The temporal half, of the spatial half's result; apart from it, so that the block's input
-        is free by then."""
+        """The temporal half, on the spatial half's result. (By then the block's input is free.)"""
         if not self.temporal:
             return x
-        # s * temporal + (1 - s) * spatial: the other way round than in the diffusion network
+        # s * temporal + (1 - s) * spatial; in the diffusion network it is the other way round.
         return torch.lerp(x, over_time(self.time_stack, x, frames), self.mix_factor.sigmoid())
 
 
 class Attention(nn.Module):
-    """Self-attention of one head over the pixels of a picture."""
+    """Self-attention of one head over the pixels of a frame."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -131,13 +133,15 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
-        q, k, v = (f(h).flatten(2).mT[:, None] for f in (self.q, self.k, self.v))   # (N, 1, h*w, C)
-        h = F.scaled_dot_product_attention(q, k, v)[:, 0].mT.reshape(x.shape)
-        return x + self.proj_out(h)
+        y = self.norm(x)
+        q, k, v = (f(y).flatten(2).mT[:, None] for f in (self.q, self.k, self.v))   # (N, 1, h*w, C)
+        y = F.scaled_dot_product_attention(q, k, v)[:, 0]         # (N, h*w, C)
+        return x + self.proj_out(y.mT.reshape(x.shape))           # (N, C, h, w)
 
 
 class Middle(nn.Module):
+    """Two residual blocks at the latents' resolution, with attention between them."""
+
     def __init__(self, channels: int, groups: int, temporal: bool):
         super().__init__()
         self.block_1 = ResBlock(channels, channels, groups, temporal)
@@ -158,8 +162,8 @@ class Level(nn.Module):
                                    for i in range(blocks))
 
     def run(self, x: Tensor, frames: int) -> Tensor:
-        """Not `forward`: calling a module would keep its input, the widest tensor of a decoder,
-        until the last block is done."""
+        """Applies the blocks. It is not named `forward`, because calling a module would keep its
+        input, the widest tensor of a decoder, in memory until the last block is done."""
         for block in self.block:
             x = block(x)
             x = block.mix_time(x, frames)
@@ -167,6 +171,8 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Images (N, 3, H, W) -> mean and log-variance of their latents, (N, 2C, h, w)."""
+
     def __init__(self, config: VAEConfig):
         super().__init__()
         channels, groups = [config.ch * m for m in config.ch_mult], config.num_groups
@@ -174,15 +180,16 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList(
             Level(c_in, c, config.num_res_blocks, groups, temporal=False)
             for c_in, c in zip([config.ch, *channels], channels))
+        # As in the original, only the right and the bottom are padded before downsampling.
         for level, c in zip(self.down[:-1], channels):
-            level.downsample = nn.Sequential(OrderedDict(      # padded right and bottom only
+            level.downsample = nn.Sequential(OrderedDict(
                 pad=nn.ZeroPad2d((0, 1, 0, 1)), conv=nn.Conv2d(c, c, 3, stride=2)))
         self.mid = Middle(channels[-1], groups, temporal=False)
         self.norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.z_channels, 3, padding=1)
 
     def levels(self, x: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> activations of each level (N, C_i, H / 2^i, W / 2^i)."""
+        """Images (N, 3, H, W) -> the features of each level, (N, C_i, H / 2^i, W / 2^i)."""
         found = [self.down[0].run(self.conv_in(x), 1)]
         for finer, level in zip(self.down, self.down[1:]):
             found.append(level.run(finer.downsample(found[-1]), 1))
@@ -193,12 +200,15 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """Latents (N, C, h, w) -> images (N, 3, H, W)."""
+
     def __init__(self, config: VAEConfig):
         super().__init__()
         channels, groups = [config.ch * m for m in config.ch_mult], config.num_groups
         self.conv_in = nn.Conv2d(config.z_channels, channels[-1], 3, padding=1)
         self.mid = Middle(channels[-1], groups, config.temporal)
-        self.up = nn.ModuleList(             # numbered from the finest, run from the coarsest
+        # Levels are numbered from the finest, as in the encoder, but run from the coarsest.
+        self.up = nn.ModuleList(
             Level(c_in, c, config.num_res_blocks + 1, groups, config.temporal)
             for c_in, c in zip([*channels[1:], channels[-1]], channels))
         for level, c in zip(self.up[1:], channels[1:]):
@@ -210,7 +220,7 @@ class Decoder(nn.Module):
             self.conv_out.time_mix_conv = TimeConv(3)
 
     def forward(self, z: Tensor, frames: int) -> Tensor:
-        z = z.contiguous(memory_format=torch.channels_last)    # a CPU's convolutions copy all else
+        z = z.contiguous(memory_format=torch.channels_last)       # a CPU's fastest layout
         x = self.up[-1].run(self.mid(self.conv_in(z), frames), frames)
         for i in reversed(range(len(self.up) - 1)):
             x = self.up[i].run(self.up[i + 1].upsample(x), frames)
@@ -237,9 +247,12 @@ class VAE(nn.Module):
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
     def decode(self, z: Tensor, frames: int = 1) -> Tensor:
-        """Unscaled latents (N, C, h, w) -> images (N, 3, H, W), not clipped. N is clips times
-        `frames`; frames = 1 decodes each frame alone, the released model's way."""
+        """Unscaled latents (N, C, h, w), N = B*T, -> images (N, 3, H, W), not clipped. `frames` is
+        T; with 1, as in the released model, each frame is decoded on its own."""
         return self.decoder(self.post_quant_conv(z), frames)
+
+    # The networks above work on unscaled latents z, the diffusion models on scaled ones,
+    #     x = (z - mean) / std,  by default with mean = 0 and 1 / std = 0.18215.
 
     def _mean_std(self, z: Tensor) -> tuple[Tensor, Tensor]:
         mean = self.config.latent_mean or (0.0,)
@@ -247,18 +260,18 @@ class VAE(nn.Module):
         return z.new_tensor(mean)[:, None, None], z.new_tensor(std)[:, None, None]   # (C, 1, 1)
 
     def scale(self, z: Tensor) -> Tensor:
-        """The autoencoder's latents (..., C, h, w) -> those of the diffusion models."""
+        """Unscaled latents (..., C, h, w) -> scaled ones."""
         mean, std = self._mean_std(z)
         return (z - mean) / std
 
     def unscale(self, z: Tensor) -> Tensor:
-        """Inverse of `scale`."""
+        """Scaled latents (..., C, h, w) -> unscaled ones."""
         mean, std = self._mean_std(z)
         return z * std + mean
 
     def to_latents(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images (N, 3, H, W) in [-1, 1] -> scaled latents (N, C, h, w): the mode, or with unit
-        normal noise of that shape a sample, as in training."""
+        """Images (N, 3, H, W) in [-1, 1] -> scaled latents (N, C, h, w): the Gaussian's mean, or,
+        given unit normal noise of that shape, a sample, as in training."""
         posterior = self.encode(images)
         return self.scale(posterior.mean if noise is None else posterior.sample(noise))
 
@@ -268,15 +281,20 @@ class VAE(nn.Module):
 
 
 def perceptual(vae: VAE, a: Tensor, b: Tensor) -> Tensor:
-    """Distance of images (N, 3, H, W) by the encoder's features, built like LPIPS: (N,)."""
+    """The distance of images a and b (N, 3, H, W) in the encoder's features: (N,)."""
+    # As in LPIPS: each pixel's features are scaled to unit length, and squared differences are
+    # averaged over the pixels and summed over the levels.
     pairs = zip(vae.encoder.levels(a), vae.encoder.levels(b))
     return sum((F.normalize(p, dim=1) - F.normalize(q, dim=1)).square().sum(1).mean((1, 2))
                for p, q in pairs)
 
 
 def brightness_error(vae: VAE, images: Tensor) -> Tensor:
-    """How badly the autoencoder keeps each of the images (N, 3, H, W) in [-1, 1]: (N,), the mean
-    absolute error of brightness over 2 x 2 pixels. Colours and the finest edges suffer in pictures
-    like those of training, too; coarser brightness suffers in others alone."""
+    """How badly the autoencoder keeps each of the images (N, 3, H, W) in [-1, 1]: (N,). This is the
+    absolute error of brightness over fields of an eighth of the side, of which the mean is taken
+    over the worst 3 x 3 neighbours. Colours and edges suffer in pictures like those of training,
+    too, and only in other pictures does coarse brightness suffer. It is looked at where it is
+    worst, because a plain ground around a face is kept well whatever the face is."""
     error = (vae.to_images(vae.to_latents(images)) - images).mean(1, keepdim=True)
-    return F.avg_pool2d(error, 2).abs().mean((1, 2, 3))
+    fields = F.adaptive_avg_pool2d(error, 8).abs()        # (N, 1, 8, 8)
+    return F.avg_pool2d(fields, 3, stride=1).amax((1, 2, 3))

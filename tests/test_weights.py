@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import os
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -12,8 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from safetensors.torch import load_file, save_file
+from test_sample import forbid
 
 import sample
 from keyface import KeyFace
@@ -151,6 +153,7 @@ def test_no_held_out_drawing_is_strange(model):
         Image.fromarray(picture).save(jpeg, "JPEG", quality=85)
         assert warning(model, picture) is None, seed
         assert warning(model, np.array(Image.open(jpeg))) is None, seed
+    assert warning(model, cli.IMAGE) is None
 
 
 def test_other_pictures_are_strange(model, monkeypatch):
@@ -169,8 +172,17 @@ def test_other_pictures_are_strange(model, monkeypatch):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no folder of photographs: KEYFACE_FACES")
 def test_photographs_are_strange(model):
+    """Also small on a plain ground, which is most of the picture then, and out of focus."""
     for path in sorted(REAL.iterdir()):
-        assert "looks unlike" in warning(model, path), path
+        photograph = Image.fromarray(read_image(path))
+        side = photograph.width
+        blurred = photograph.filter(ImageFilter.GaussianBlur(side / 64))
+        pictures = {"as it is": photograph, "blurred": blurred}
+        for ground in ("white", "grey"):
+            pictures[ground] = Image.new("RGB", (side, side), ground)
+            pictures[ground].paste(photograph.resize((side // 2, side // 2)), (side // 4, side // 4))
+        for name, picture in pictures.items():
+            assert "looks unlike" in (warning(model, np.array(picture)) or ""), (path, name)
 
 
 # ---- weights that cannot be used
@@ -210,6 +222,16 @@ def test_the_command_tells_what_is_wrong_with_weights(tmp_path, capsys, name, co
     said = capsys.readouterr().err
     assert (status, said.count("\n")) == (2, 1) and reason in said and str(folder) in said, said
     assert not list(out.parent.iterdir())
+
+
+def test_weights_without_the_right_to_read_them(tmp_path, monkeypatch, capsys):
+    for name in ("wavlm.safetensors", "vae.safetensors", "config.json"):  # they add up
+        forbid(monkeypatch, name)
+        status = cli.run(sample.main, [f"--out={tmp_path / 'film.mp4'}", "--device=cpu"])
+        said = capsys.readouterr().err
+        assert (status, said.count("\n")) == (2, 1), said
+        assert re.search(f"{name}: Permission denied; check its permissions$", said), said
+    assert not list(tmp_path.iterdir())
 
 
 def test_configs_that_no_model_has(folder):

@@ -9,7 +9,7 @@ import math
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
@@ -80,6 +80,8 @@ def load_config(cls: type[T], folder: str | Path) -> T:
                          "released model's files (see sample.py --list-weights)")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
     with fitting(path):
@@ -155,6 +157,12 @@ def check_same(path: Path, ours: dict[str, Tensor], other: Path, theirs: dict[st
                              "differs); get the one of --list-weights")
 
 
+def _check_readable(path: str | Path) -> None:
+    """Raises PermissionError, which names the file; `safe_open` says that there is none."""
+    with suppress(FileNotFoundError), open(path, "rb"):
+        pass
+
+
 def load_part(path: str | Path, module: nn.Module, device: str | torch.device = "cpu",
               others: dict[str, nn.Module] | None = None) -> None:
     """Loads a safetensors file into `module`, straight to `device`: its tensors take the place of
@@ -165,6 +173,7 @@ def load_part(path: str | Path, module: nn.Module, device: str | torch.device = 
     if not path.is_file():
         raise InputError(f"{path}: missing from the weights folder")
     keep = torch.device(device).type != "cpu" and torch.bfloat16
+    _check_readable(path)
     try:
         with safe_open(path, "pt", str(device)) as file:
             names = file.keys()
@@ -181,6 +190,7 @@ def load_part(path: str | Path, module: nn.Module, device: str | torch.device = 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
     """The header of a safetensors file that `save_part` wrote: config, step, code version."""
+    _check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}

@@ -1,8 +1,8 @@
 """The released weights: where the published files are, and what their names mean here.
 
 `python sample.py --weights released` downloads the files once, `--weights DIR` reads a folder of
-them, `--list-weights` tells what is there. `python -m tools.released DIR OUT` turns a set once into a
-weights folder: it takes about half of the space and loads straight onto the device.
+them, `--list-weights` tells what is there. `python -m tools.released DIR OUT` turns a set once into
+a weights folder: it takes about half of the space and loads straight onto the device.
 """
 
 import os
@@ -74,7 +74,7 @@ def numbered(form: str, place: Callable[[int, int], int]) -> Callable[[re.Match]
 
 # The training checkpoint's and SVD's own names of a network, and `diffusers`'.
 NETWORK_NAMES: tuple[Rule, ...] = (
-    (r"^_forward_module\.", ""),
+    (r"^_forward_module\.", ""),  # left before every name by the tool that trained it
     (r"^first_stage_model\.", None),  # the autoencoder's decoder, which has its own file
     (r"^conditioner\.embedders\.0\.", None),  # an image autoencoder's encoder, the same
     (r"^loss_fn\.", None),  # LPIPS, of training
@@ -127,8 +127,8 @@ VAE_NAMES: tuple[Rule, ...] = (  # SVD's own, and `diffusers`'
     (r"time_conv_out", "conv_out.time_mix_conv"),
 )
 SPEECH_NAMES: tuple[Rule, ...] = (  # WavLM's own, and `transformers`' of both, with older ones
-    (r"^lm_head\.", None),  # letters
-    (r"^wav2vec2\.", ""),
+    (r"^lm_head\.", None),  # wav2vec2's file is of a recogniser: this tells letters apart,
+    (r"^wav2vec2\.", ""),  # and this hears
     (r"^mask_emb$", "masked_spec_embed"),
     (r"^layer_norm\.", "feature_projection.layer_norm."),
     (r"^post_extract_proj\.", "feature_projection.projection."),
@@ -392,7 +392,8 @@ def convert(weights: str | Path, out: Path, dtype: torch.dtype = torch.bfloat16,
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser("python -m tools.released", description="The released model's files to a weights folder.")
+    parser = Parser("python -m tools.released",
+                    description="The released model's files to a weights folder.")
     add = parser.add_argument
     add("dir", metavar="DIR", help='folder of the published files, or "released": download them')
     add("out", metavar="OUT", type=Path, help="weights folder to write")
