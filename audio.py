@@ -1,9 +1,10 @@
-"""Sound to tokens: two frozen audio encoders, and how their features become those of video frames.
+"""Audio to audio tokens: two frozen encoders, and how their features become those of video frames.
 
-16 kHz mono sound (L,) becomes tokens (N, 2, D) for the N = ceil(L / 640) frames of a 25 fps video,
-each token [speech features ; BEATs features]: WavLM or wav2vec2 (from `transformers`) tells what is
-said, BEATs hears everything else. BEATs (Chen et al. 2022) has no maintained implementation and is
-written here, with the parameter names of its published file.
+L samples of 16 kHz mono audio become audio tokens (N, 2, D_a), two for each of N = ceil(L / 640)
+video frames at 25 fps. Each is [speech features ; BEATs features]: WavLM or wav2vec2 (both from
+`transformers`) tells what is said, and BEATs tells everything else, such as laughs and sighs. BEATs
+(arXiv 2212.09058) has no maintained implementation, so it is written here, with the parameter names
+of its published file. B clips, n features (or tokens inside of an encoder), C their width.
 """
 
 import math
@@ -17,14 +18,14 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
 
 from tools.media import FRAME_SAMPLES, SAMPLE_RATE, frame_count
 
-MARGIN = 120  # samples beyond each end of a chunk that BEATs' outer patches see
+# A time patch of BEATs stands for 2560 samples but sees 2800: this many more on each side.
+MARGIN = 120
 
 
 @dataclass
 class SpeechConfig:
-    """Sizes of WavLM or wav2vec2, named as in `transformers`; the default is that of their bases.
-
-    Kernels and strides are fixed: 50 features a second. wav2vec2 has no use for the last two.
+    """Sizes of WavLM or wav2vec2, named as in `transformers`. The defaults are those of both base
+    models. Kernels and strides are fixed, at 50 features a second. wav2vec2 ignores the last two.
     """
 
     hidden_size: int = 768
@@ -40,7 +41,7 @@ class SpeechConfig:
 
 @dataclass
 class BEATsConfig:
-    """Sizes of BEATs, named as in its published configuration; the default is BEATs_iter3+ AS2M."""
+    """Sizes of BEATs, named as in its published file. The defaults are BEATs_iter3+ AS2M's."""
 
     embed_dim: int = 512
     encoder_layers: int = 12
@@ -55,20 +56,18 @@ class BEATsConfig:
 
 @dataclass
 class AudioConfig:
-    """Both encoders, and how their features are mapped to video frames.
-
-    `mapping`: "aligned" (ours): a token stands for its own 20 ms, in a chunk on a fixed grid, so
-    that it does not depend on the recording's length. "released": as the released weights were
-    trained, the whole recording at once; in chunks only beyond `max_whole_seconds`.
-    Where chunks overlap they are cut in the middle.
-    """
+    """Both encoders, and how their features are mapped to video frames. `AudioConfig()` has the
+    released sizes with our mapping; the released model's is `AudioConfig.full()`."""
 
     speech: str = "wavlm"  # or "wav2vec2"
+    # "aligned" (ours): an audio token stands for its own 20 ms, and is computed in a chunk of a
+    # fixed grid, so that it does not depend on how long the recording is. "released": the whole
+    # recording is encoded at once, and in chunks only where it is longer than max_whole_seconds.
     mapping: str = "aligned"
-    chunk_frames: int = 240  # 9.6 s
-    overlap_frames: int = 40
+    chunk_frames: int = 240  # video frames, 9.6 s
+    overlap_frames: int = 40  # of neighbouring chunks, which are cut in the middle of it
     max_whole_seconds: float = 120.0
-    wavlm: SpeechConfig = field(default_factory=SpeechConfig)  # or wav2vec2's sizes
+    wavlm: SpeechConfig = field(default_factory=SpeechConfig)  # or the sizes of wav2vec2
     beats: BEATsConfig = field(default_factory=BEATsConfig)
 
     def __post_init__(self):
@@ -85,28 +84,38 @@ class AudioConfig:
 
     @property
     def width(self) -> int:
-        """Features of a token."""
+        """D_a, the width of an audio token."""
         return self.wavlm.hidden_size + self.beats.encoder_embed_dim
 
     @classmethod
     def tiny(cls) -> "AudioConfig":
-        """The toy world's: 64 + 64 features."""
-        return cls(wavlm=SpeechConfig(64, 3, 4, 256, (32, 48) + (64,) * 5, 16, 4, 32, 80),
-                   beats=BEATsConfig(32, 3, 64, 256, 4, 16, 4, 32, 80))
+        """The toy world's encoders, with D_a = 64 + 64."""
+        return cls(
+            wavlm=SpeechConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
+                               intermediate_size=256, conv_dim=(32, 48, 64, 64, 64, 64, 64),
+                               num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+                               num_buckets=32, max_bucket_distance=80),
+            beats=BEATsConfig(embed_dim=32, encoder_layers=3, encoder_embed_dim=64,
+                              encoder_ffn_embed_dim=256, encoder_attention_heads=4, conv_pos=16,
+                              conv_pos_groups=4, num_buckets=32, max_distance=80))
 
     @classmethod
     def full(cls, speech: str = "wavlm") -> "AudioConfig":
-        """The released weights': "wavlm" for keyframes, "wav2vec2" for interpolation."""
+        """The released model's: "wavlm" for keyframes, "wav2vec2" for interpolation."""
         return cls(speech=speech, mapping="released", chunk_frames=1500, overlap_frames=200)
 
 
-# BEATs
+# ---- BEATs ----
+
+# The filterbank is written by hand, because torchaudio's last release refuses to be imported beside
+# newer PyTorch. It is tested against torchaudio's numbers (fixture `beats`).
 
 @lru_cache
 def _mel_triangles() -> Tensor:
     """128 triangles, equally spaced in mel over 20-8000 Hz, on a 512-point spectrum: (257, 128)."""
+    # mel = 1127 ln(1 + hertz / 700); the factor cancels in the triangles' slopes.
     bins = torch.log(1 + torch.arange(257, dtype=torch.float64)[:, None] * (16000 / 512) / 700)
-    ends = (math.log(1 + hertz / 700) for hertz in (20, 8000))  # mel is proportional to this
+    ends = (math.log(1 + hertz / 700) for hertz in (20, 8000))
     edges = torch.linspace(*ends, 130, dtype=torch.float64)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)
@@ -114,9 +123,10 @@ def _mel_triangles() -> Tensor:
 
 
 def fbank(wave: Tensor) -> Tensor:
-    """Kaldi's log mel filterbank: sound (B, L), L >= 400, to (B, 1 + (L - 400) // 160, 128)."""
+    """Kaldi's log mel filterbank of audio: (B, L), L >= 400 -> (B, 1 + (L - 400) // 160, 128)."""
     frames = (wave * 32768).unfold(-1, 400, 160)  # (B, n, 400): 25 ms every 10 ms
     frames = frames - frames.mean(-1, keepdim=True)
+    # Pre-emphasis y[i] = x[i] - 0.97 x[i - 1] lifts the high frequencies.
     frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], -1)
     window = torch.hann_window(400, periodic=False, device=wave.device) ** 0.85  # "Povey"
     power = torch.fft.rfft(frames * window, n=512).abs() ** 2  # (B, n, 257)
@@ -125,7 +135,8 @@ def fbank(wave: Tensor) -> Tensor:
 
 
 class PositionalConv(nn.Module):
-    """GELU of a grouped convolution over tokens, each tap with its norm: (B, n, C) -> (B, n, C)."""
+    """GELU of a grouped convolution along the tokens, by which they know their places: (B, n, C).
+    Its weight is stored as a direction and, for each of the kernel's taps, a norm."""
 
     def __init__(self, channels: int, kernel: int, groups: int):
         super().__init__()
@@ -136,13 +147,14 @@ class PositionalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight_v * self.weight_g / self.weight_v.norm(dim=(0, 1), keepdim=True)
-        padding = weight.shape[-1] // 2  # an even kernel gives one output too many
+        padding = weight.shape[-1] // 2  # with an even kernel there is one output too many
         y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=padding, groups=self.groups)
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)
 
 
 class GatedAttention(nn.Module):
-    """Self-attention whose relative position bias each head and query scales by a gate."""
+    """Self-attention softmax(q k^T / sqrt(d) + gate * bias) v. The bias depends on the distance of
+    query and key; the gate, one number for each head and query, says how much that counts."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
@@ -157,14 +169,15 @@ class GatedAttention(nn.Module):
     def forward(self, x: Tensor, position_bias: Tensor) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, n, d)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
+        # g1 and g2 are each the sigmoid of a sum of four; gate = g1 (g2 a - 1) + 2.
         g1, g2 = self.grep_linear(q).unflatten(-1, (2, 4)).sum(-1).sigmoid().split(1, -1)
         gate = g1 * (g2 * self.grep_a - 1) + 2  # (B, heads, n, 1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=gate * position_bias)
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, n, C)
 
 
 class BEATsLayer(nn.Module):
-    """Transformer layer, norms after the residual sums, x scaled up in these ("deep norm")."""
+    """A transformer layer with "deep norm": x = norm(alpha x + f(x)), alpha = (2 layers)^(1/4)."""
 
     def __init__(self, config: BEATsConfig):
         super().__init__()
@@ -181,7 +194,7 @@ class BEATsLayer(nn.Module):
 
 
 class BEATsEncoder(nn.Module):
-    """The transformer of BEATs: (B, n, C) to (B, n, C)."""
+    """The transformer of BEATs: (B, n, C) -> (B, n, C)."""
 
     def __init__(self, config: BEATsConfig):
         super().__init__()
@@ -191,19 +204,24 @@ class BEATsEncoder(nn.Module):
         self.pos_conv = nn.ModuleList([conv])
         self.layer_norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(BEATsLayer(config) for _ in range(config.encoder_layers))
-        # One table for all layers, kept where the published file has it.
+        # All layers share one table of biases, which stands where the published file has it.
         self.layers[0].self_attn.relative_attention_bias = nn.Embedding(config.num_buckets, heads)
 
     def position_bias(self, n: int) -> Tensor:
-        """Bias (heads, query, key) by distance: exact buckets when near, logarithmic when far."""
+        """The bias (heads, query, key), looked up by the distance of key and query."""
         table = self.layers[0].self_attn.relative_attention_bias.weight  # (buckets, heads)
-        distance = torch.arange(1 - n, n, device=table.device)  # key - query
+        distance = torch.arange(1 - n, n, device=table.device)  # key - query: (2 n - 1,)
+        # Half of the buckets are for keys after the query. Of each half, the first half stand for
+        # one distance each, the others for ranges that grow logarithmically up to max_distance.
         half, exact = len(table) // 2, len(table) // 4
         far = torch.log(distance.abs().clamp(min=1) / exact) / math.log(self.max_distance / exact)
         far = (exact + (far * (half - exact)).long()).clamp(max=half - 1)
         bucket = torch.where(distance.abs() < exact, distance.abs(), far)
         bucket += half * (distance > 0)
-        return table[bucket].T.unfold(1, n, 1).flip(1)  # (heads, n, n): row q starts at distance -q
+        # The distance d stands at place n - 1 + d of the list.
+        place = torch.arange(n, device=table.device)
+        place = n - 1 + place[None, :] - place[:, None]  # (query, key)
+        return table[bucket[place]].permute(2, 0, 1)  # (heads, query, key)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer_norm(x + self.pos_conv[0](x))
@@ -214,10 +232,8 @@ class BEATsEncoder(nn.Module):
 
 
 class BEATs(nn.Module):
-    """Spectrogram transformer: sound (B, L) in [-1, 1], L >= 2800, to (B, 8 P, C).
-
-    P time patches of 160 ms by 8 mel patches; token = 8 * time patch + mel patch.
-    """
+    """A transformer over the patches of a spectrogram: audio (B, L) in [-1, 1], L >= 2800, to
+    (B, 8 P, C). Token 8 * p + m is of time patch p of P, 160 ms long, and of mel patch m of 8."""
 
     def __init__(self, config: BEATsConfig):
         super().__init__()
@@ -227,19 +243,20 @@ class BEATs(nn.Module):
         self.encoder = BEATsEncoder(config)
 
     def forward(self, wave: Tensor) -> Tensor:
-        return self.encode((fbank(wave) - 15.41663) / (2 * 6.55582))  # its training statistics
+        # BEATs' training data have this mean; the scale is twice their standard deviation.
+        return self.encode((fbank(wave) - 15.41663) / (2 * 6.55582))
 
     def encode(self, spectrum: Tensor) -> Tensor:
-        """Normalised filterbank (B, n, 128) to features; what is left over of time is dropped."""
+        """Normalised filterbank (B, n, 128) -> (B, 8 P, C), P = n // 16; the rest is dropped."""
         patches = self.patch_embedding(spectrum[:, None])  # (B, C, P, 8)
         x = self.layer_norm(patches.flatten(2).transpose(1, 2))  # (B, 8 P, C)
         return self.encoder(self.post_extract_proj(x))
 
 
-# WavLM and wav2vec2
+# ---- WavLM and wav2vec2 ----
 
 def build_speech(config: AudioConfig) -> WavLMModel | Wav2Vec2Model:
-    """`transformers`' model of the configured kind and size."""
+    """The model of `transformers` of the configured kind and size."""
     sizes = {**asdict(config.wavlm), "layerdrop": 0.0}
     if config.speech == "wavlm":
         return WavLMModel(WavLMConfig(**sizes))
@@ -248,42 +265,41 @@ def build_speech(config: AudioConfig) -> WavLMModel | Wav2Vec2Model:
 
 
 def normalise(wave: Tensor) -> Tensor:
-    """Zero mean and unit variance over the last axis: wav2vec2's input."""
+    """Gives audio zero mean and unit variance over the last axis, as wav2vec2 wants it."""
     variance = wave.var(-1, correction=min(1, wave.shape[-1] - 1), keepdim=True)
     return (wave - wave.mean(-1, keepdim=True)) / torch.sqrt(variance + 1e-7)
 
 
-# Features to frames
+# ---- From features to video frames ----
 
 def cut(wave: Tensor, start: int, stop: int) -> Tensor:
-    """Samples start .. stop of (L,), with zeros before its beginning and after its end."""
+    """Samples start .. stop of audio (L,), with silence before its beginning and after its end."""
     inside = wave[max(start, 0) : stop]
     left = max(-start, 0)
     return F.pad(inside, (left, stop - start - left - len(inside)))
 
 
 def speech_view(wave: Tensor) -> Tensor:
-    """(B, 640 n + 2 MARGIN) -> (B, 640 n + 80): what the 2 n features of n frames are to see.
-
-    A feature sees 400 samples, centred on the 320 for which it stands: 40 more on each side.
-    """
+    """(B, 640 n + 2 MARGIN) -> (B, 640 n + 80): what the 2 n features of n video frames see. Each
+    sees 400 samples, the 320 for which it stands and 40 more on each side."""
     return wave[:, MARGIN - 40 : 40 - MARGIN]
 
 
 def nearest(count: int, wanted: int) -> Tensor:
-    """Which of `count` features each of `wanted` tokens takes in the released way: (wanted,)."""
+    """Which of `count` features each of `wanted` audio tokens takes in the released model."""
     return torch.arange(wanted) * count // wanted
 
 
 class AudioEncoder(nn.Module):
-    """Both, frozen: 16 kHz sound (L,) in [-1, 1], L >= 1, to tokens (ceil(L / 640), 2, width)."""
+    """Both encoders, frozen: 16 kHz audio (L,) in [-1, 1], L >= 1, to audio tokens (N, 2, D_a)."""
 
     def __init__(self, config: AudioConfig):
         super().__init__()
         self.config = config
         self.speech = build_speech(config)
         self.events = BEATs(config.beats)
-        self.whole: tuple[Tensor, Tensor] | None = None  # last heard in one piece, and its tokens
+        # The last recording encoded in one piece, and its audio tokens: windows take them in turn.
+        self.whole: tuple[Tensor, Tensor] | None = None
         self.eval().requires_grad_(False)
 
     def forward(self, wave: Tensor) -> Tensor:
@@ -291,23 +307,26 @@ class AudioEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, wave: Tensor, start: int, stop: int) -> Tensor:
-        """Tokens of frames start .. stop of the recording, from the chunks that they need. Past its
-        end is silence; released: the last frame again, as silence would change how all is heard."""
+        """Audio tokens of video frames start .. stop, also beyond the end of the recording (L,)."""
         given, wave = wave, wave.to(self.events.layer_norm.weight)
         speech_wave = wave
         config, frames = self.config, torch.arange(start, stop)
         if config.mapping == "released":
+            # Ours has silence beyond the end; the released model repeats the last frame instead of
+            # padding with silence, which would change the features of the whole recording.
             frames = frames.clamp(max=frame_count(len(wave)) - 1)
             if config.speech == "wav2vec2":
                 speech_wave = normalise(wave)
             if len(wave) <= config.max_whole_seconds * SAMPLE_RATE:
-                if self.whole is None or self.whole[0] is not given:  # windows ask one by one
+                if self.whole is None or self.whole[0] is not given:
                     self.whole = given, self._piece(speech_wave, wave, 0, len(wave))
                 return self.whole[1][frames]
+        # Chunks begin at multiples of `hop` and overlap. Of an overlap the first half is taken from
+        # the earlier chunk, the second from the later: every frame has audio on both sides of it.
         hop, middle = config.chunk_frames - config.overlap_frames, config.overlap_frames // 2
         tokens, start, stop = [], int(frames[0]), int(frames[-1]) + 1
         while start < stop:
-            first = max(start - middle, 0) // hop * hop  # of the chunk whose middle has `start`
+            first = max(start - middle, 0) // hop * hop  # of the chunk that `start` is taken from
             end = min(first + hop + middle, stop)
             a, b = first * FRAME_SAMPLES, (first + config.chunk_frames) * FRAME_SAMPLES
             tokens.append(self._piece(speech_wave, wave, a, b)[start - first : end - first])
@@ -315,51 +334,47 @@ class AudioEncoder(nn.Module):
         return torch.cat(tokens)[frames - frames[0]]
 
     def _piece(self, speech_wave: Tensor, wave: Tensor, a: int, b: int) -> Tensor:
-        """Tokens (n, 2, width) of the samples a .. b, heard in one piece."""
+        """Samples a .. b, encoded in one piece: audio tokens (n, 2, D_a) of n video frames."""
         if self.config.mapping == "released":
             speech = self.speech_released(cut(speech_wave, a, b))
             events = self.events_released(cut(wave, a, b))
         else:
-            sound = cut(wave, a - MARGIN, b + MARGIN)[None]
-            speech, events = self.speech_aligned(sound)[0], self.events_aligned(sound)[0]
+            audio = cut(wave, a - MARGIN, b + MARGIN)[None]
+            speech, events = self.speech_aligned(audio)[0], self.events_aligned(audio)[0]
         n = frame_count(b - a)
         return torch.cat([speech[:n], events[:n]], -1)
 
     def speech_aligned(self, wave: Tensor) -> Tensor:
-        """(B, n, 2, C) speech features of sound (B, 640 n + 240), n frames with a margin around."""
+        """(B, n, 2, C) speech features of n frames, of audio (B, 640 n + 240) with its margins."""
         wave = speech_view(wave)
         if self.config.speech == "wav2vec2":
             wave = normalise(wave)
         return self.speech(wave).last_hidden_state.unflatten(1, (-1, 2))
 
     def events_aligned(self, wave: Tensor) -> Tensor:
-        """(B, n, 2, C) BEATs features of the same, n a multiple of 4: the mean over mel patches.
-
-        A time patch sees 2800 samples, centred on the 2560 (4 frames) for which it stands.
-        """
+        """(B, n, 2, C) BEATs features of the same; n is a multiple of 4."""
+        # A time patch lasts 4 frames: all 8 of their audio tokens get the mean of its mel patches.
         patches = self.events(wave).unflatten(1, (-1, 8)).mean(2)  # (B, n / 4, C)
-        return patches.repeat_interleave(8, 1).unflatten(1, (-1, 2))
+        return patches.repeat_interleave(8, 1).unflatten(1, (-1, 2))  # (B, n, 2, C)
 
     def speech_released(self, wave: Tensor) -> Tensor:
-        """(T, 2, C) speech features of sound (L,), for wav2vec2 already normalised.
-
-        WavLM: T is N made even; all is a token late and the first one stands twice.
-        wav2vec2: T = N, in step.
-        """
+        """(n, 2, C) speech features of audio (L,), which for wav2vec2 is already normalised."""
         n = frame_count(len(wave))
         if self.config.speech == "wavlm":
             n += n % 2
         wave = cut(wave, 0, n * FRAME_SAMPLES)
         features = self.speech(wave[None]).last_hidden_state[0]  # (2 n - 1, C)
+        # One feature is missing. WavLM's are stretched to 2 n: features lag one token behind; the
+        # first is repeated. wav2vec2's are in step, and a zero is put behind the last.
         if self.config.speech == "wavlm":
             return features[nearest(len(features), 2 * n)].unflatten(0, (-1, 2))
         return F.pad(features, (0, 0, 0, 1)).unflatten(0, (-1, 2))
 
     def events_released(self, wave: Tensor) -> Tensor:
-        """(T, 2, C) BEATs features of sound (L,), T even: the list of tokens stretched to two a
-        frame, mel patches read as time. Sounds too short for a time patch are padded to 6 frames.
-        """
+        """(n, 2, C) BEATs features of audio (L,), n even."""
         n = frame_count(len(wave))
-        n = max(n + n % 2, 6)
+        n = max(n + n % 2, 6)  # shorter audio has no whole time patch
         features = self.events(cut(wave, 0, n * FRAME_SAMPLES)[None])[0]  # (8 P, C)
+        # The list is stretched to two a frame as if it ran along time: the 8 mel patches of one
+        # instant go to 4 successive frames. The released weights were trained that way.
         return features[nearest(len(features), 2 * n)].unflatten(0, (-1, 2))

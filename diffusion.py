@@ -1,8 +1,10 @@
 """The diffusion: noise levels, preconditioning, losses, guidance, sampler (paper: preliminaries).
 
-EDM (arXiv 2206.00364) with sigma_data = 1 and v-prediction, as in Stable Video Diffusion. Pure
-functions: to the sampler a model is whatever `guided(x, sigma)` is. Latents are (B, T, C, h, w),
-noise levels sigma (B,), of the sampler scalars.
+EDM (arXiv 2206.00364) with v-prediction, as in Stable Video Diffusion. These are pure functions:
+to the sampler a model is whatever `guided(x, sigma)` is.
+
+B clips, T frames a window, C channels, h x w latent pixels. Latents are (B, T, C, h, w), noise
+levels sigma are (B,), in the sampler scalars. D is the denoiser and F the network inside it.
 """
 
 import math
@@ -13,30 +15,44 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Noise levels of "Align Your Steps" (arXiv 2404.14507) for Stable Video Diffusion.
+# The latents are scaled to about unit variance, so EDM's sigma_data is 1.
+SIGMA_DATA = 1
+
+# Noise levels of "Align Your Steps" (arXiv 2404.14507), optimised for Stable Video Diffusion.
 AYS = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
 
 
 def scalings(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """c_skip, c_out, c_in, c_noise of D = c_skip x + c_out F(c_in x, c_noise)."""
-    s2 = sigma**2 + 1
-    return 1 / s2, -sigma / s2.sqrt(), 1 / s2.sqrt(), sigma.log() / 4
+    """c_skip, c_out, c_in, c_noise of D(x; sigma) = c_skip x + c_out F(c_in x, c_noise)."""
+    # The noisy latent is x = x0 + sigma eps. The network sees it at unit variance,
+    #     c_in x = alpha x0 + sigma' eps,  alpha = 1 / sqrt(sigma^2 + 1),  sigma' = sigma alpha,
+    # and F approximates v = alpha eps - sigma' x0. Solving the two for x0 gives
+    #     x0 = alpha (c_in x) - sigma' v = x / (sigma^2 + 1) - sigma / sqrt(sigma^2 + 1) F,
+    # which is where the minus of c_out comes from. At high noise F has to say all of -x0, and at
+    # low noise nearly all of D is x itself.
+    s2 = sigma**2 + SIGMA_DATA**2
+    c_skip = SIGMA_DATA**2 / s2
+    c_out = -sigma * SIGMA_DATA / s2.sqrt()
+    c_in = 1 / s2.sqrt()
+    c_noise = sigma.log() / 4
+    return c_skip, c_out, c_in, c_noise
 
 
 def loss_weight(sigma: Tensor) -> Tensor:
-    """lambda(sigma) = (sigma^2 + 1) / sigma^2."""
-    return (sigma**2 + 1) / sigma**2
+    """lambda(sigma) = (sigma^2 + 1) / sigma^2, which is 1 / c_out^2: lambda (D - x0)^2 is then the
+    plain squared error (F - v)^2, in which every noise level counts alike."""
+    return (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
 
 
-def draw_sigma(normal: Tensor, p_mean: float, p_std: float) -> Tensor:
-    """Noise levels of training from unit normal numbers: ln sigma ~ N(p_mean, p_std^2)."""
+def training_sigma(normal: Tensor, p_mean: float, p_std: float) -> Tensor:
+    """Noise levels for training, from unit normal numbers: ln sigma ~ N(p_mean, p_std^2)."""
     return torch.exp(p_mean + p_std * normal)
 
 
 def schedule(steps: int, sigma_max: float = AYS[0]) -> Tensor:
-    """Falling noise levels and a final 0, float64. As in the released code steps = 10 takes the
-    whole table and so makes 11 evaluations; any other number resamples it to `steps` levels,
-    linear in (index, ln sigma)."""
+    """The falling noise levels of the sampler and a final 0, float64."""
+    # As in the released code, steps = 10 takes the whole table and so makes 11 evaluations. Any
+    # other number resamples the table to `steps` levels, linearly in (index, ln sigma).
     table = np.log(AYS)
     if steps != 10:
         table = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(AYS)), table)
@@ -47,26 +63,32 @@ def schedule(steps: int, sigma_max: float = AYS[0]) -> Tensor:
 
 
 def latent_loss(denoised: Tensor, target: Tensor, sigma: Tensor, lambda_lower: float) -> Tensor:
-    """mean of lambda(sigma) w_lower (D - x0)^2 a frame: (B, T, C, h, w), sigma (B,) -> (B, T)."""
-    weight = torch.ones(target.shape[-2], 1, device=target.device)
-    weight[target.shape[-2] // 2 :] = lambda_lower
-    error = (weight * (denoised - target) ** 2).mean(dim=(2, 3, 4))
+    """mean of lambda(sigma) w_lower (D - x0)^2 per frame: (B, T, C, h, w), (B,) -> (B, T)."""
+    # w_lower counts the lower half of the rows, where the mouth is, lambda_lower times. The weight
+    # is not renormalised to a mean of 1, so lambda_lower = 3 also makes the whole loss about twice
+    # as large.
+    w_lower = torch.ones(target.shape[-2], 1, device=target.device)  # (h, 1)
+    w_lower[target.shape[-2] // 2 :] = lambda_lower
+    error = (w_lower * (denoised - target) ** 2).mean(dim=(2, 3, 4))  # (B, T)
     return loss_weight(sigma)[:, None] * error
 
 
 def pixel_loss(images: Tensor, originals: Tensor, sigma: Tensor) -> Tensor:
-    """mean of lambda(sigma) (image - original)^2; (B, 3, H, W), sigma (B,) -> scalar."""
+    """mean of lambda(sigma) (image - original)^2: (B, 3, H, W), (B,) -> scalar."""
     return (loss_weight(sigma) * ((images - originals) ** 2).mean(dim=(1, 2, 3))).mean()
 
 
 def guide_keyframes(denoised: Tensor, id_guidance: float, audio_guidance: float) -> Tensor:
-    """D_0 + w_id (D_id - D_0) + w_aud (D_id,aud - D_id), of the three stacked along the batch."""
+    """D_0 + w_id (D_id - D_0) + w_aud (D_id,aud - D_id): (3B, T, C, h, w) -> (B, T, C, h, w)."""
+    # The three evaluations, stacked along the batch, are told neither condition, the identity, and
+    # the identity and the audio. The emotion stays in all three and is never dropped, so guidance
+    # neither strengthens nor weakens it.
     neither, identity, both = denoised.chunk(3)
     return neither + id_guidance * (identity - neither) + audio_guidance * (both - identity)
 
 
 def autoguide(bad: Tensor, good: Tensor, weight: float) -> Tensor:
-    """D_bad + w (D_good - D_bad) (arXiv 2406.02507)."""
+    """D_bad + w (D_good - D_bad): away from what an under-trained model does (arXiv 2406.02507)."""
     return bad + weight * (good - bad)
 
 
@@ -78,10 +100,12 @@ def sample(
 ) -> Iterator[Tensor]:
     """Euler steps on the probability-flow ODE; yields x after every step, the last is the sample.
 
-    guided(x, sigma) -> D; noise is unit normal; sigmas fall to 0: the last step returns D itself.
+    guided(x, sigma) -> D; noise is unit normal; sigmas fall to 0.
     """
-    x = noise * (1 + sigmas[0] ** 2).sqrt().to(noise)
+    # The start has the variance of a noisy latent, sigma^2 + sigma_data^2.
+    x = noise * (SIGMA_DATA**2 + sigmas[0] ** 2).sqrt().to(noise)
     for sigma, following in pairwise(sigmas):
+        # dx / dsigma = (x - D(x; sigma)) / sigma. The last step, to sigma = 0, lands on D itself.
         slope = (x - guided(x, sigma.to(x))) / sigma.to(x)
         x = x + (following - sigma).to(x) * slope
         if after_step is not None:
@@ -90,13 +114,13 @@ def sample(
 
 
 def merge(segments: Tensor) -> Tensor:
-    """Segments laid end over end, shared frames averaged: (S, T, ...) -> ((S-1)(T-1)+T, ...)."""
+    """Lays K segments end to end, shared frames averaged: (K, T, ...) -> (K (T - 1) + 1, ...)."""
     shared = share_ends(segments)
     return torch.cat([shared[:1, 0], shared[:, 1:].flatten(0, 1)])
 
 
 def share_ends(x: Tensor) -> Tensor:
-    """Sets the frame that neighbouring segments share to its copies' mean: (S, T, C, h, w)."""
+    """Sets both copies of the frame that neighbouring segments share to their mean: (K, T, ...)."""
     x = x.clone()
     x[1:, 0] = x[:-1, -1] = (x[1:, 0] + x[:-1, -1]) / 2
     return x
@@ -104,5 +128,6 @@ def share_ends(x: Tensor) -> Tensor:
 
 def seeded_noise(seed: int, stage: int, index: int, shape: tuple[int, ...]) -> Tensor:
     """Unit normal noise that depends on (seed, stage, index) alone, the same on every device."""
+    # A window's noise thus does not depend on how many windows a recording has.
     state = np.random.SeedSequence((seed, stage, index)).generate_state(1, np.uint64)[0]
     return torch.randn(shape, generator=torch.Generator().manual_seed(int(state >> np.uint64(1))))

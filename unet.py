@@ -1,14 +1,13 @@
 """The network: Stable Video Diffusion's spatio-temporal UNet (arXiv 2311.15127).
 
-In: noisy latents with their condition channels (B*T, C_in, h, w), one c_noise, one emotion vector
-and one audio token a frame. Out: F of the preconditioned denoiser, (B*T, 4, h, w). Every place of
-the network does its spatial part on each frame alone, then its temporal part along the frames of a
-clip, and blends the two by a learned scalar.
+In: noisy latents with their condition channels (B*T, C_in, h, w) and, for each frame, one c_noise,
+one emotion vector and one audio token. Out: F of the preconditioned denoiser, (B*T, 4, h, w).
+Each block processes every frame on its own, then mixes along time, and blends the two results by a
+learned scalar.
 
-Parameter names are those of the released checkpoint (after `model.diffusion_model.`).
-Alphabet: B clips, T frames a clip, C channels, h x w latent pixels, D context width, E embedding
-width. Tensors are kept channels-last, so that pixels, frames and attention tokens are views of the
-same memory.
+Parameters are named as in the released checkpoint (after `model.diffusion_model.`).
+B clips, T frames a window, C channels, h x w latent pixels, D_c context width, E embedding width.
+Row b*T + t of a tensor (B*T, ...) is frame t of clip b.
 """
 
 import math
@@ -24,21 +23,22 @@ from torch import Tensor, nn
 class UNetConfig:
     """Sizes of the network; the defaults are the released keyframe model's (1.5e9 parameters)."""
 
-    in_channels: int = 8  # keyframes: noise 4, identity 4; interpolation: noise 4, sequence 4, mask
+    in_channels: int = 8  # noisy 4 + identity 4; interpolation: noisy 4 + sequence 4 + mask 1
     out_channels: int = 4
     model_channels: int = 320
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = (4, 2, 1)  # downsampling factors with transformers
+    attention_resolutions: tuple[int, ...] = (4, 2, 1)  # downsampling factors that have attention
     num_head_channels: int = 64
-    context_dim: int = 1024  # width of an audio token
+    context_dim: int = 1024  # D_c, the width of an embedded audio token
     emotion_dim: int = 512  # width of the emotion vector; 0 in the interpolation stage
     num_groups: int = 32  # of GroupNorm
 
     @staticmethod
     def tiny(**overrides) -> "UNetConfig":
-        """For 16 x 16 latents. Groups of several channels: with one channel a group GroupNorm would
-        erase what the embedding adds. Attention at 4 x 4 only, where a CPU can afford it."""
+        """For 16 x 16 latents."""
+        # A group has several channels: GroupNorm erases a constant that is added to a whole group,
+        # and the embedding adds one to each channel. Attention is where a CPU can afford it.
         sizes = UNetConfig(model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1,
                            attention_resolutions=(4,), num_head_channels=32, context_dim=96,
                            emotion_dim=64, num_groups=8)
@@ -47,44 +47,52 @@ class UNetConfig:
 
 def sinusoid(values: Tensor, width: int) -> Tensor:
     """Sinusoidal features of any real numbers: (...) -> (..., width), cosines first, base 10000."""
+    # f_k = 10000^(-k / (width / 2)), k = 0 .. width / 2 - 1
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=values.device) / half)
-    angles = values[..., None].float() * frequencies
+    angles = values[..., None].float() * frequencies  # (..., width / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+# Tensors are kept channels-last in memory, (B*T, h, w, C). The frames of a clip lie one after the
+# other there, so that these two functions move nothing: they only rename the axes.
+
 def to_time(x: Tensor, frames: int) -> Tensor:
-    """(B*T, C, h, w) -> (B, C, T, h*w), a view where x is channels-last."""
+    """(B*T, C, h, w) -> (B, C, T, h*w)."""
     n, c, h, w = x.shape
-    return x.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c).permute(0, 3, 1, 2)
+    x = x.permute(0, 2, 3, 1).reshape(n // frames, frames, h * w, c)  # (B, T, h*w, C)
+    return x.permute(0, 3, 1, 2)  # (B, C, T, h*w)
 
 
 def to_space(x: Tensor, h: int, w: int) -> Tensor:
     """(B, C, T, h*w) -> (B*T, C, h, w), the inverse of `to_time`."""
     b, c, t, _ = x.shape
-    return x.permute(0, 2, 3, 1).reshape(b * t, h, w, c).permute(0, 3, 1, 2)
+    x = x.permute(0, 2, 3, 1).reshape(b * t, h, w, c)  # (B*T, h, w, C)
+    return x.permute(0, 3, 1, 2)  # (B*T, C, h, w)
 
 
 class GroupNorm(nn.GroupNorm):
-    """Computed on contiguous memory: torch's channels-last kernel for CPUs takes the variance as a
-    difference of large sums, which costs a decimal digit where a group has thousands of values."""
+    """GroupNorm, computed on contiguous memory."""
 
+    # On CPUs torch's channels-last kernel computes the variance as a difference of two large sums,
+    # which costs a decimal digit where a group has thousands of values.
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
 class TimeConv(nn.Conv3d):
-    """Convolution over time alone. Weights have SVD's 3-d shape (O, I, 3, 1, 1); run as 2-d."""
+    """Convolution over time alone, in which each frame sees the one before and the one after."""
 
     def __init__(self, channels: int, out_channels: int):
         super().__init__(channels, out_channels, (3, 1, 1), padding=(1, 0, 0))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, T, h*w)
+        # The weight has the 3-d shape of SVD's, (O, I, 3, 1, 1); a 2-d convolution does the same.
         return F.conv2d(x, self.weight.squeeze(-1), self.bias, padding=(1, 0))
 
 
 class Mixer(nn.Module):
-    """Learned blend of the two: s * spatial + (1 - s) * temporal, s = sigmoid(mix_factor)."""
+    """The learned blend s * spatial + (1 - s) * temporal, s = sigmoid(mix_factor)."""
 
     def __init__(self):
         super().__init__()
@@ -108,7 +116,8 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(GroupNorm(groups, channels), nn.SiLU(inplace=True),
                                        conv(channels, out_channels))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
-        self.out_layers = nn.Sequential(  # Identity: the place of a dropout, counted in the names
+        # Identity keeps the index of the original Dropout.
+        self.out_layers = nn.Sequential(
             GroupNorm(groups, out_channels), nn.SiLU(inplace=True), nn.Identity(),
             conv(out_channels, out_channels))
         same = channels == out_channels
@@ -116,6 +125,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B*T, C, h, w), or (B, C, T, h*w) if temporal; emb (B*T, E), one vector a frame."""
+        # The embedding adds one number to each channel of a frame, the same at every pixel.
         e = self.emb_layers(emb)[:, :, None, None]  # (B*T, C', 1, 1)
         if self.temporal:
             e = to_time(e, x.shape[2])  # (B, C', T, 1)
@@ -123,7 +133,7 @@ class ResBlock(nn.Module):
 
 
 class SpatioTemporalResBlock(ResBlock):
-    """A spatial residual block, then a temporal one on its result, blended."""
+    """A spatial residual block and, on its result, a temporal one; their blend."""
 
     def __init__(self, channels: int, out_channels: int, emb_dim: int, groups: int):
         super().__init__(channels, out_channels, emb_dim, groups)
@@ -132,14 +142,15 @@ class SpatioTemporalResBlock(ResBlock):
 
     def forward(self, x: Tensor, emb: Tensor, frames: int | None) -> Tensor:
         x = super().forward(x, emb)  # (B*T, C', h, w)
-        if frames is None:
+        if frames is None:  # the frames have nothing to do with each other
             return x
         temporal = self.time_stack(to_time(x, frames), emb)  # (B, C', T, h*w)
         return self.time_mixer(x, to_space(temporal, *x.shape[2:]))
 
 
 class Attention(nn.Module):
-    """Softmax attention of x (N, L, C) to itself or to a context (N, K, D)."""
+    """softmax(q k^T / sqrt(d)) v of sequences x (rows, n, C), in heads of d channels, to themselves
+    or to a context (rows, m, D_c)."""
 
     def __init__(self, dim: int, head_dim: int, context_dim: int | None = None):
         super().__init__()
@@ -151,13 +162,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context
-        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (N, heads, L, head_dim)
+        q, k, v = (y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (rows, heads, n or m, d)
                    for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        y = F.scaled_dot_product_attention(q, k, v)  # (rows, heads, n, d)
+        return self.to_out(y.transpose(1, 2).flatten(2))  # (rows, n, C)
 
 
 class GEGLU(nn.Module):
-    """Linear to twice the width; one half gated by the GELU of the other."""
+    """A linear layer to twice the width, of which one half is gated by the GELU of the other."""
 
     def __init__(self, dim: int, out_dim: int):
         super().__init__()
@@ -165,12 +177,13 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj(x).chunk(2, dim=-1)
-        return F.gelu(gate).mul_(value)  # in place: the widest tensors of the network
+        return F.gelu(gate).mul_(value)  # in place, for these are the network's widest tensors
 
 
 class FeedForward(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
+        # Identity keeps the index of the original Dropout.
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,7 +191,8 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the sound, feed-forward; if temporal also one in front."""
+    """Self-attention, cross-attention to the audio tokens and a feed-forward network. A temporal
+    block has another such network in front."""
 
     def __init__(self, dim: int, context_dim: int, head_dim: int, temporal: bool = False):
         super().__init__()
@@ -194,23 +208,25 @@ class TransformerBlock(nn.Module):
         self.ff = FeedForward(dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B*n, L, C): n sequences a clip, which all see its tokens, context (B, T, D)."""
+        """x (B*s, n, C): a clip's s sequences of n, which are the pixels of each frame (s = T,
+        n = h*w) or, if temporal, the frames at each pixel; context (B, T, D_c), audio tokens."""
         if self.temporal:
             x = x + self.ff_in(self.norm_in(x))
         x = x + self.attn1(self.norm1(x))
-        # Every pixel of every frame sees the same tokens: one long sequence of queries a clip, so
-        # that keys and values are computed once and not once a pixel.
-        queries = self.norm2(x).reshape(len(context), -1, x.shape[-1])  # (B, n*L, C)
-        x = x + self.attn2(queries, context).view_as(x)
+        # Every pixel of every frame attends to the same audio tokens, all T of the clip. So all of
+        # a clip's queries form one long sequence, and its keys and values are computed only once.
+        queries = self.norm2(x).reshape(len(context), -1, x.shape[-1])  # (B, s*n, C)
+        x = x + self.attn2(queries, context).view_as(x)  # (B*s, n, C)
         return x + self.ff(self.norm3(x))
 
 
 class SpatioTemporalTransformer(nn.Module):
-    """A transformer over the pixels of a frame, then one over the frames at a pixel, blended."""
+    """A transformer over the pixels of each frame and, on its result, one over the frames at each
+    pixel; their blend."""
 
     def __init__(self, dim: int, context_dim: int, head_dim: int, groups: int):
         super().__init__()
-        self.norm = GroupNorm(groups, dim, eps=1e-6)
+        self.norm = GroupNorm(groups, dim, eps=1e-6)  # SVD's; the residual blocks have 1e-5
         self.proj_in = nn.Linear(dim, dim)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(dim, context_dim, head_dim)])
         self.time_pos_embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(),
@@ -221,22 +237,23 @@ class SpatioTemporalTransformer(nn.Module):
         self.proj_out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, context: Tensor, frames: int | None) -> Tensor:
-        n, c, h, w = x.shape
+        n, c, h, w = x.shape  # n = B*T
         a = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # (B*T, h*w, C)
         a = self.transformer_blocks[0](a, context)
         if frames is not None:
+            # Attention cannot tell the order of its elements, so each frame is given its number.
             numbers = torch.arange(frames, device=x.device)
             position = self.time_pos_embed(sinusoid(numbers, c).to(x.dtype))  # (T, C)
             b = a.view(-1, frames, h * w, c) + position[:, None]  # (B, T, h*w, C)
             b = b.transpose(1, 2).reshape(-1, frames, c)  # (B*h*w, T, C)
             b = self.time_stack[0](b, context)
-            b = b.view(-1, h * w, frames, c).transpose(1, 2).reshape(n, h * w, c)
-            a = self.time_mixer(a, b)
-        return x + self.proj_out(a).transpose(1, 2).view(n, c, h, w)
+            b = b.view(-1, h * w, frames, c).transpose(1, 2)  # (B, T, h*w, C)
+            a = self.time_mixer(a, b.reshape(n, h * w, c))  # (B*T, h*w, C)
+        return x + self.proj_out(a).transpose(1, 2).view(n, c, h, w)  # (B*T, C, h, w)
 
 
 def run(layer: nn.Module, x: Tensor, emb: Tensor, context: Tensor, frames: int | None) -> Tensor:
-    """A layer of the network, given what it takes."""
+    """Calls a layer of the network with those of the arguments that it takes."""
     if isinstance(layer, SpatioTemporalResBlock):
         return layer(x, emb, frames)
     if isinstance(layer, SpatioTemporalTransformer):
@@ -263,8 +280,9 @@ class UNet(nn.Module):
             return SpatioTemporalTransformer(dim, c.context_dim, c.num_head_channels, groups)
 
         self.time_embed = mlp(m)
-        self.label_emb = nn.Sequential(mlp(c.emotion_dim + c.context_dim))  # label_emb.0.* there
+        self.label_emb = nn.Sequential(mlp(c.emotion_dim + c.context_dim))  # named label_emb.0.*
 
+        # The way down. `stored` holds the channels of what each block hands over to the way up.
         self.input_blocks = nn.ModuleList(
             [nn.ModuleList([nn.Conv2d(c.in_channels, m, 3, padding=1)])])
         channels, scale, stored = m, 1, [m]
@@ -285,6 +303,8 @@ class UNet(nn.Module):
         self.middle_block = nn.ModuleList(
             [res(channels, channels), attention(channels), res(channels, channels)])
 
+        # The way up. Each block takes the latest stored tensor that is left beside its input; a
+        # level has one block more than on the way down, because the downsampling stores one, too.
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(c.channel_mult))):
             for i in range(c.num_res_blocks + 1):
@@ -304,8 +324,10 @@ class UNet(nn.Module):
         self.zero_init()
 
     def zero_init(self) -> None:
-        """Residual branches start at zero, as in SVD; so do all temporal parts, so that a network
-        trained on single images computes the same at first when time is added to it."""
+        """Sets the last layer of every residual branch to zero, as in SVD, so that the branch adds
+        nothing at first."""
+        # The temporal branches are among them: when time is added to a network that is trained on
+        # single images, it computes at first what it computed before.
         last = [self.out[2]]
         for module in self.modules():
             if isinstance(module, ResBlock):
@@ -321,30 +343,32 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, context: Tensor, emotion: Tensor | None,
                 frames: int | None) -> Tensor:
-        """F of the denoiser.
+        """F(c_in x, c_noise, cond) of the denoiser.
 
-        x (B*T, C_in, h, w), row b*T + t; c_noise (B*T,); context (B, T, D), one audio token a
-        frame, all of which every frame of the clip attends to; emotion (B*T, emotion_dim) or None.
-        frames = T; None runs the spatial half alone, where each of the N images is a clip of its
-        own: context (N, 1, D). Returns (B*T, out_channels, h, w).
+        x (B*T, C_in, h, w); c_noise (B*T,); context (B, T, D_c), one audio token a frame; emotion
+        (B*T, emotion_dim), or None in the interpolation stage. frames = T; None runs the spatial
+        half alone (`spatial_only`), on single frames, T = 1. Returns (B*T, out_channels, h, w).
         """
-        # Tokens carry no position: a frame learns which sound is its own from its embedding alone.
-        own = context.flatten(0, 1)  # (B*T, D)
+        # Audio enters twice. As context, every frame attends to all T audio tokens of its clip. But
+        # these carry no position, so a frame learns which one is its own from the embedding:
+        #     e = MLP(sinusoid(c_noise)) + MLP([emotion ; own audio token])
+        own = context.flatten(0, 1)  # (B*T, D_c)
         label = own if emotion is None else torch.cat([emotion, own], dim=1)
         features = sinusoid(c_noise, self.config.model_channels).to(x.dtype)
         emb = self.time_embed(features) + self.label_emb(label)  # (B*T, E)
 
-        # Layer by layer in here, so that the input of a block is freed after its first layer.
-        h = x.contiguous(memory_format=torch.channels_last)
+        # The layers are called one by one in here, not by a module for each block, so that the
+        # input of a block is free after its first layer.
+        x = x.contiguous(memory_format=torch.channels_last)
         stored = []
         for block in self.input_blocks:
             for layer in block:
-                h = run(layer, h, emb, context, frames)
-            stored.append(h)
+                x = run(layer, x, emb, context, frames)
+            stored.append(x)
         for layer in self.middle_block:
-            h = run(layer, h, emb, context, frames)
+            x = run(layer, x, emb, context, frames)
         for block in self.output_blocks:
-            h = torch.cat([h, stored.pop()], dim=1)
+            x = torch.cat([x, stored.pop()], dim=1)  # (B*T, C + C_stored, h, w)
             for layer in block:
-                h = run(layer, h, emb, context, frames)
-        return self.out(h)
+                x = run(layer, x, emb, context, frames)
+        return self.out(x)

@@ -173,7 +173,7 @@ def test_temporal_half_starts_as_the_identity():
     alone = Conditions(known.concat.repeat_interleave(t, 0),
                        known.context.flatten(0, 1)[:, None], known.emotion)
     images = model.denoise(c["x"].flatten(0, 1)[:, None], c["sigma"].repeat_interleave(t),
-                           alone, images=True)
+                           alone, spatial_only=True)
     torch.testing.assert_close(images[:, 0], clip.flatten(0, 1), atol=1e-5, rtol=1e-5)
     assert (clip - c["x"] / (1 + c["sigma"].view(2, 1, 1, 1, 1) ** 2)).abs().max() > 0.01
     shaken(model)

@@ -1,19 +1,17 @@
 """The code against numbers of the released model (tests/parity/README.md): one test a fixture,
 every tensor compared."""
 
-import json
 import os
 from dataclasses import fields, replace
 
 import pytest
 import torch
-from fixture import FOLDER, Fixture
+from fixture import FOLDER, Fixture, names_at_full_size
 
 import audio
 from diffusion import (
     AYS,
     autoguide,
-    draw_sigma,
     guide_keyframes,
     latent_loss,
     loss_weight,
@@ -22,6 +20,7 @@ from diffusion import (
     sample,
     scalings,
     schedule,
+    training_sigma,
 )
 from stage import Conditions, Stage, StageConfig, guidance_parts, guided_keyframes, guided_segments
 from tools.released import autoencoder, renamed
@@ -82,7 +81,7 @@ def test_vae(fx):
 
 def diffusers_fixture(name, cls):
     """The fixture of a `diffusers` autoencoder; without a stored one, its numbers computed here."""
-    if "KEYFACE_PARITY" in os.environ or (FOLDER / f"{name}.json").exists():
+    if os.environ.get("KEYFACE_PARITY") or (FOLDER / f"{name}.json").exists():
         return Fixture(name)
     import diffusers
 
@@ -140,7 +139,8 @@ def check_diffusers_vae(fx):
     if temporal and c["layers_per_block"] == 1:
         # diffusers has as many middle blocks as a level; with a single one it skips the attention
         vae.decoder.mid.attn_1 = torch.nn.Identity()
-        vae.decoder.mid.block_2.forward = lambda x, frames: x
+        vae.decoder.mid.block_2.forward = lambda x: x
+        vae.decoder.mid.block_2.mix_time = lambda x, frames: x
         state |= {k: v for k, v in vae.state_dict().items() if k.startswith("decoder.mid.block_2.")}
         state = {k: v for k, v in state.items() if not k.startswith("decoder.mid.attn_1.")}
     vae.load_state_dict(state)
@@ -171,7 +171,7 @@ def test_vae_names_and_shapes_at_full_size():
         state = VAE(VAEConfig()).state_dict()
     assert {k: list(v.shape) for k, v in state.items()} == {
         k.removeprefix("first_stage_model."): shape
-        for k, shape in json.loads((FOLDER / "keys_vae.json").read_text())["shapes"].items()
+        for k, shape in names_at_full_size("vae")["shapes"].items()
         if k.startswith("first_stage_model.")
     }
 
@@ -348,7 +348,7 @@ def test_diffusion(fx):
     fx.close("weight.lambda", loss_weight(fx["scaling.sigma"]), atol, rtol)
     fx.close(
         "sigma_sampling.sigma",
-        draw_sigma(fx["sigma_sampling.normal"], c["p_mean"], c["p_std"]),
+        training_sigma(fx["sigma_sampling.normal"], c["p_mean"], c["p_std"]),
         atol,
         rtol,
     )
