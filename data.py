@@ -106,7 +106,7 @@ class ToySource:
 class ToyClip:
     def __init__(self, world, clip, size: int):
         self.world, self.clip, self.size = world, clip, size
-        self.wave, self.emotion = clip.wave, clip.mood
+        self.wave, self.emotion = clip.wave, clip.emotion
 
     def frames(self, indices: list[int]) -> Tensor:
         return self.world.frames(self.clip, indices, self.size)

@@ -36,11 +36,8 @@ def _emotion_value(text: str, where: str = "--emotion") -> tuple[float, float]:
     try:
         valence, arousal = (float(number) for number in text.split(","))
     except ValueError:
-        hint = (
-            "two numbers V,A were expected"
-            if text[:1] in "+-.0123456789"
-            else f"known: {', '.join(EMOTIONS)}"
-        )
+        hint = ("two numbers V,A were expected" if text[:1] in "+-.0123456789"
+                else f"known: {', '.join(EMOTIONS)}")
         raise InputError(f'{where}: unknown emotion "{text}"; {hint}') from None
     return valence, arousal
 
@@ -64,10 +61,8 @@ def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str
             try:
                 seconds, valence, arousal = map(float, row)
             except ValueError:
-                raise InputError(
-                    f"--emotion: {emotion} line {number}: three numbers "
-                    f"seconds,valence,arousal were expected"
-                ) from None
+                raise InputError(f"--emotion: {emotion} line {number}: three numbers seconds,"
+                                 "valence,arousal were expected") from None
             points.append((seconds, valence, arousal))
         return points, f"--emotion: {emotion}"
     if not emotion:
@@ -82,10 +77,9 @@ def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str
                 raise ValueError
             points.append((float(seconds), *_emotion_value(value)))
         except ValueError:
-            raise InputError(
-                f'--emotion: "{entry}" is not SECONDS:EMOTION; write such points with nothing but '
-                'spaces between them, as in "0:neutral 2.5:happy 6:-0.8,-0.3"'
-            ) from None
+            raise InputError(f'--emotion: "{entry}" is not SECONDS:EMOTION; write such points with '
+                             'nothing but spaces between them, as in "0:neutral 2.5:happy '
+                             '6:-0.8,-0.3"') from None
     return points, "--emotion"
 
 
@@ -104,9 +98,8 @@ def emotion_curve(emotion: str | Path | np.ndarray, n_frames: int) -> np.ndarray
     else:
         points, where = _emotion_points(str(emotion).strip())
         if not points:
-            raise InputError(
-                f"{where}: no point in it; name an emotion or give seconds,valence,arousal"
-            )
+            raise InputError(f"{where}: no point in it; name an emotion or give seconds,valence,"
+                             "arousal")
         times, values = np.array(points)[:, 0], np.array(points)[:, 1:]
         if not all(map(math.isfinite, times)) or not (np.diff(times) > 0).all():
             raise InputError(f"{where}: the times must be numbers that rise from point to point")
@@ -114,6 +107,5 @@ def emotion_curve(emotion: str | Path | np.ndarray, n_frames: int) -> np.ndarray
         raise InputError(f"{where}: valence and arousal must lie between -1 and 1")
     # Emotion is linear between the points, and constant before the first and after the last.
     frame_times = np.arange(n_frames) / FPS
-    return np.stack([np.interp(frame_times, times, column) for column in values.T], 1).astype(
-        np.float32
-    )
+    curve = np.stack([np.interp(frame_times, times, column) for column in values.T], 1)
+    return curve.astype(np.float32)

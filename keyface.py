@@ -96,8 +96,9 @@ class Plan:
         return self.per_window * self.spacing
 
     def written(self, group: int) -> range:
-        """The video frames that a group hands out: all but the first, which the group before has
-        handed out already, and none past the end of the sound."""
+        """The video frames that a group hands out: all that it makes up to the end of the sound.
+        Every group but the first leaves out its first frame, which the group before has handed
+        out."""
         start = group * self.span
         return range(start + (group > 0), min(start + self.span + 1, self.total))
 
@@ -212,9 +213,8 @@ class KeyFace:
         error = brightness_error(self.vae, pixels).item()
         if error <= self.familiar_error:
             return None
-        return ("looks unlike the faces these weights were trained on (autoencoder's error "
-                f"{error:.3f}, theirs is at most {self.familiar_error:.3f}); the video may not "
-                "resemble it")
+        return (f"looks unlike the faces these weights were trained on (autoencoder's error {error:.3f}"
+                f", theirs is at most {self.familiar_error:.3f}); the video may not resemble it")
 
     @torch.no_grad()
     def animate(self, image: str | Path | np.ndarray, audio: str | Path | np.ndarray,

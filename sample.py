@@ -72,8 +72,6 @@ def check_files(args: argparse.Namespace) -> tuple[Path, Path | None]:
     return out, sheet
 
 
-# ------------------------------------------------------------------------------------- the program
-
 class Progress:
     """For each stage that reports itself one bar on stderr, or where that is no terminal a line."""
 

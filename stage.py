@@ -94,7 +94,9 @@ class Config:
         common = {"audio_dim": 128, "latent_shape": (4, 16, 16), "condition_scale": 1.0,
                   "p_mean": 0.3, "p_std": 1.3, "sigma_max": 80.0}
         return Config(
-            # Drawn eyes are as large as mouths, and harder; frames between have them from the ends.
+            # lambda_lower is small for keyframes: drawn eyes, in the upper half, are as large as
+            # mouths and harder to learn. It is large for interpolation, which has the eyes from its
+            # two ends and mainly the mouth to learn.
             keyframe=StageConfig(unet=UNetConfig.tiny(), lambda_lower=1.5, pixel_weight=0.1,
                                  **common),
             interp=StageConfig(unet=UNetConfig.tiny(in_channels=9, emotion_dim=0), spacing=1,
@@ -178,8 +180,8 @@ class Stage(nn.Module):
         return Conditions(concat, context, vector)
 
     def attach(self, x: Tensor, concat: Tensor) -> Tensor:
-        """The network's input: the noisy latents (B, T, C, h, w), already times c_in, beside their
-        condition channels, which are not: (B*T, 8 or 9, h, w)."""
+        """The network's input (B*T, 8 or 9, h, w): the noisy latents x (B, T, C, h, w), which c_in
+        has scaled already, and their condition channels, which c_in does not scale."""
         b, t, c, h, w = x.shape
         # Keyframes, 4 + 4 channels: every frame gets the identity latent z_id.
         if not self.config.interpolation:
@@ -248,7 +250,7 @@ class Stage(nn.Module):
 
 def guidance_parts(known: Conditions, nothing: Conditions | None = None) -> list[Conditions]:
     """What the three evaluations of keyframe guidance are told: neither, the identity, both. All
-    three are told the emotion, so guidance neither strengthens nor weakens it. `nothing` gives the
+    three are told the emotion, so guidance has no term for it. `nothing` gives the
     conditions of "neither"; by default they are those of `known`, dropped."""
     zero = known.context.new_zeros(1)
     nothing = nothing or known.keep(zero, zero)

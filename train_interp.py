@@ -42,6 +42,7 @@ def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = training.options(argv, __doc__, MINUTES, WINDOWS, BATCH, LEARNING_RATE)
     processes = training.Processes.join()
+    rows = processes.rows(args.batch)  # this process's share of a batch
 
     # The model: interpolation weights of --init, else keyframe weights of --init or of --out.
     model = training.open_weights(args, processes)
@@ -54,8 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     elif keyframes:
         load_part(keyframes[0], model.keyframe)
         init_from_keyframes(stage, model.keyframe)
-    early = args.out / "interp_bad.safetensors"
-    early_due = not ((args.init or args.resume) and early.exists())
+    # Weights that go on from finished ones are never under-trained again: they keep the bad model
+    # that --init brought along.
+    early_due = not (args.init and (args.init / "interp_bad.safetensors").exists())
 
     # The data: windows of 14 consecutive frames, of which the first and the last are known.
     train, held_out = training.windows(args, model, stage, PER_CLIP, processes)
@@ -65,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = torch.optim.AdamW(stage.parameters(), lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=0.01, foreach=True)
     average = training.averaged(stage, DECAY)
-    run = training.Run("interp", args, model, stage, optimizer, average, held_out, processes)
+    run = training.Run("interp", args, model, stage, optimizer, average, held_out, processes,
+                       {"early_due": early_due})
     parallel = processes.parallel(stage)
 
     while run.go_on():
@@ -73,8 +76,8 @@ def main(argv: list[str] | None = None) -> None:
         torch.manual_seed(args.seed * 10_000_000_000 + run.step)
         batch = train.batch(args.batch, run.step, args.seed * 1000)
         frame = int(torch.randint(batch.latents.shape[1], ()))
-        draws = stage.draw(batch.latents.shape).rows(run.rows).to(processes.device)
-        batch = batch.rows(run.rows).to(processes.device)
+        draws = stage.draw(batch.latents.shape).rows(rows).to(processes.device)
+        batch = batch.rows(rows).to(processes.device)
         ends = batch.latents[:, [0, -1]]  # (B, 2, C, h, w)
 
         latent, pixel = parallel(model.vae, batch.latents, ends, batch.audio_tokens, None, draws,
@@ -84,12 +87,13 @@ def main(argv: list[str] | None = None) -> None:
         nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(stage)
+        run.report(latent, pixel)
 
         # Autoguidance needs a bad model: the same network while it is still under-trained.
-        if early_due and processes.first and run.progress >= EARLY:
-            run.keep(early)
-            early_due = False
-        run.report(latent, pixel)
+        if run.facts["early_due"] and run.progress >= EARLY:
+            if processes.rank == 0:
+                run.keep(args.out / "interp_bad.safetensors")
+            run.facts["early_due"] = False
 
 
 if __name__ == "__main__":

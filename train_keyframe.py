@@ -23,6 +23,7 @@ DECAY = 0.998  # of the average of the weights
 def main(argv: list[str] | None = None) -> None:
     args = training.options(argv, __doc__, MINUTES, WINDOWS, BATCH, LEARNING_RATE)
     processes = training.Processes.join()
+    rows = processes.rows(args.batch)  # this process's share of a batch
 
     # The model: the autoencoder and the audio encoders are frozen, the stage is trained.
     model = training.open_weights(args, processes)
@@ -40,14 +41,15 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = torch.optim.AdamW(stage.parameters(), lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=0.01, foreach=True)
     average = training.averaged(stage, DECAY)
-    run = training.Run("keyframe", args, model, stage, optimizer, average, held_out, processes)
+    run = training.Run("keyframe", args, model, stage, optimizer, average, held_out, processes,
+                       {"trained_before": trained_before})
     parallel = processes.parallel(stage)
 
     while run.go_on():
         # First the spatial half alone, which learns to draw faces from single frames: a step costs
         # less and teaches more. The temporal half starts as the identity, so adding it later
         # changes nothing at first. Weights that were trained before have all this behind them.
-        spatial_only = run.progress < SPATIAL_FRACTION and not trained_before
+        spatial_only = run.progress < SPATIAL_FRACTION and not run.facts["trained_before"]
 
         # What is random follows from the seed and the step. Every process draws order, noise levels
         # and noise for the whole batch and takes its rows, so the number of processes changes
@@ -57,9 +59,10 @@ def main(argv: list[str] | None = None) -> None:
                  else train.batch(args.batch, run.step, args.seed * 1000))
         frame = int(torch.randint(batch.latents.shape[1], ()))  # of the pixel loss
         draws = stage.draw(batch.latents.shape)
-        batch, draws = batch.rows(run.rows).to(processes.device), draws.rows(run.rows)
-        draws = draws.to(processes.device)
-        # Of single frames, too, only as many are decoded as there are windows in a batch.
+        batch = batch.rows(rows).to(processes.device)
+        draws = draws.rows(rows).to(processes.device)
+        # In the spatial phase a batch has 14 x --batch single frames. Only --batch of them are
+        # decoded for the pixel loss, as many as later.
         pixels = batch.pixels[:args.batch // processes.count, frame]  # (P, 3, H, W)
 
         latent, pixel = parallel(model.vae, batch.latents, batch.identity, batch.audio_tokens,

@@ -71,7 +71,8 @@ def options(argv: list[str] | None, description: str, minutes: float, windows: i
 
 @dataclass
 class Processes:
-    """This process among those that torchrun started; without torchrun it is the only one."""
+    """This process among those that torchrun started; without torchrun it is the only one. Rank 0
+    alone prepares data, reports and saves."""
 
     rank: int
     count: int
@@ -89,11 +90,6 @@ class Processes:
         # The others wait for rank 0 while it prepares the data, which may take hours.
         dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(days=1))
         return Processes(dist.get_rank(), dist.get_world_size(), device)
-
-    @property
-    def first(self) -> bool:
-        """Whether this is rank 0, which alone prepares, reports and saves."""
-        return self.rank == 0
 
     def wait(self) -> None:
         """Until all processes have come here."""
@@ -117,7 +113,8 @@ class Processes:
 
     def parallel(self, stage: Stage) -> nn.Module:
         """The stage, wrapped so that gradients are averaged over all processes in `backward`. While
-        only the spatial half learns, the temporal parameters are unused, hence the search."""
+        only the spatial half learns, temporal parameters are unused, and DDP has to look for them.
+        """
         if self.count == 1:
             return stage
         return DistributedDataParallel(stage, find_unused_parameters=True)
@@ -138,8 +135,9 @@ def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
     itself, or of the shipped weights; of --init also the bad model, since weights that go on from
     finished ones are never under-trained again. Raises InputError where parts are missing.
     """
-    if processes.first:
+    if processes.rank == 0:
         make_folder(args.out)
+        print(f"{args.out}: up to {args.windows} windows are prepared first", flush=True)
         if not args.resume:
             source, config = _find_frozen([args.init] if args.init else [args.out, WEIGHTS])
             bad = args.init and (args.init / "interp_bad.safetensors").exists()
@@ -176,22 +174,17 @@ def _find_frozen(folders: list[Path]) -> tuple[Path, Config]:
 def windows(args: argparse.Namespace, model: KeyFace, stage: Stage, per_clip: int,
             processes: Processes) -> tuple[Windows, Windows]:
     """Windows to learn from and held-out ones. Rank 0 prepares them, the others then read them."""
-    found = []
-    for split, count, each, first in (("train", args.windows, per_clip, 0),
-                                      ("test", 32, 1, 10_000)):
-        source = open_source(args.data, split, model.size)
-        seed = args.seed if split == "train" else 0
+    splits = (("train", args.windows, args.seed, per_clip, 0), ("test", 32, 0, 1, 10_000))
 
-        def read(source=source, seed=seed, count=count, each=each, first=first) -> Windows:
-            return prepare(args.out / "cache", source, args.out, stage.config, count, seed, each,
-                           first)
+    def read() -> list[Windows]:
+        return [prepare(args.out / "cache", open_source(args.data, split, model.size), args.out,
+                        stage.config, count, seed, each, first)
+                for split, count, seed, each, first in splits]
 
-        if processes.first:
-            found.append(read())
-        processes.wait()
-        if not processes.first:
-            found.append(read())
-    return tuple(found)
+    if processes.rank == 0:
+        read()
+    processes.wait()
+    return tuple(read())
 
 
 # ---- the average of the weights ---------------------------------------------------------------
@@ -217,8 +210,9 @@ def known_latents(stage: Stage, batch: Windows) -> Tensor:
 
 @torch.no_grad()
 def validate(stage: Stage, held_out: Windows) -> dict[str, float]:
-    """Latent loss without weights on held-out windows, with fixed noise at two noise levels; at the
-    higher also with another clip's audio. The last two differ only for a model that listens."""
+    """The plain mean of (D - x0)^2 on held-out windows with fixed noise, at sigma 1 and 10; at 10 a
+    second time with each window given another one's audio. If the two numbers at 10 are equal, the
+    model ignores the audio."""
     result = {}
     for sigma, other in ((1.0, False), (10.0, False), (10.0, True)):
         generator, losses = torch.Generator().manual_seed(1), []
@@ -261,17 +255,17 @@ def sheet(path: Path, model: KeyFace, stage: Stage, held_out: Windows) -> None:
 class Run:
     """One training from its first step to its last: the clock, the reports, what is saved.
 
-    Loops read `step`, `progress` (0 to 1) and `rows`, and call `go_on` before and `report` after
-    each step. A run stops at the end of its time or steps, or saves and stops at a signal.
+    Loops read `step`, `progress` (0 to 1) and `facts`, and call `go_on` before and `report` after
+    each step. A run stops at the end of its time or steps, or saves and stops at a signal. `facts`
+    is what a script has to remember over --resume.
     """
 
     def __init__(self, name: str, args: argparse.Namespace, model: KeyFace, stage: Stage,
                  optimizer: torch.optim.Optimizer, average: AveragedModel, held_out: Windows,
-                 processes: Processes):
+                 processes: Processes, facts: dict[str, bool]):
         self.name, self.args, self.model, self.stage = name, args, model, stage
         self.optimizer, self.average = optimizer, average
-        self.held_out, self.processes = held_out, processes
-        self.rows = processes.rows(args.batch)
+        self.held_out, self.processes, self.facts = held_out, processes, facts
         self.csv, self.metrics, self.losses = args.out / f"{name}.csv", [], []
         self.step, self.progress, self.before = 0, 0.0, 0.0  # `before`: seconds of earlier runs
         if args.resume:
@@ -280,7 +274,7 @@ class Run:
         self.reported = self.saved = self.shown = 0.0  # when, in seconds since it began
         self.saved_step = self.step
         self.signals = remember_signals()
-        if processes.first:
+        if processes.rank == 0:
             length = f"{args.steps} steps" if args.steps else f"{args.minutes:g} minutes"
             print(f"{name}: {length} on {processes.device}, {processes.count} processes",
                   flush=True)
@@ -296,6 +290,7 @@ class Run:
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.before = state["step"], state["seconds"]
+            self.facts = state["facts"]
         except (KeyError, RuntimeError, TypeError, ValueError):
             raise InputError(f"--resume: {path} does not fit config.json") from None
         self.metrics = [row for row in load_metrics(self.csv) if row["step"] <= self.step]
@@ -324,7 +319,7 @@ class Run:
         """Counts a step; now and then measures, shows and saves."""
         self.step += 1
         self.losses.append((latent.item(), pixel.item()))
-        if not self.processes.first:
+        if self.processes.rank > 0:
             return
         now = time.monotonic() - self.began
         if now - self.saved > SAVE_EVERY:
@@ -359,18 +354,20 @@ class Run:
                              version=checkpoint.code_version(), seed=self.args.seed)
 
     def save(self) -> None:
-        """Writes the weights, and all that --resume needs. What is random follows from seed and
-        step, so there is no random state to keep."""
+        """Writes the weights, and what --resume needs beside the same options. What is random
+        follows from seed and step, so there is no random state to keep. A resumed training is exact
+        with --steps; with --minutes learning rate and phases follow the clock."""
         self.keep(self.args.out / f"{self.name}.safetensors")
         checkpoint.save_state(self.args.out / f"{self.name}.state", {
             "stage": self.stage.state_dict(), "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds})
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
+            "facts": self.facts})
         self.saved, self.saved_step = time.monotonic() - self.began, self.step
 
     def finish(self) -> None:
         """The end, by the clock or by a signal."""
         done = self.progress >= 1
-        if self.processes.first:
+        if self.processes.rank == 0:
             if self.step > self.saved_step:
                 self.save()
             if done and self.losses:

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     later = plan.per_window // 2 * plan.spacing            # where the second film begins
     clips = [make_clip(SEEDS + i, "test", SECONDS, "speech") for i in range(args.clips)]
     films = [(args.weights, face_of(clip, model.size, 0), clip.wave[start * FRAME_SAMPLES:],
-              clip.mood[start:], i) for i, clip in enumerate(clips) for start in (0, later)]
+              clip.emotion[start:], i) for i, clip in enumerate(clips) for start in (0, later)]
     with workers(os.cpu_count() or 1) as pool:
         curves = [change(video) for video, _ in made(pool, make_film, films, "films")]
         truths = [change(videos["drawn"]) for videos in

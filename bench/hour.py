@@ -51,9 +51,10 @@ def main(argv: list[str] | None = None) -> None:
 
     model, judges = KeyFace.load(args.weights), Judges.load(args.weights / "judges.safetensors")
     clips = [make_clip(SEEDS + i, "test", 60, "speech") for i in range(args.minutes)]
-    wave, mood = (np.concatenate([getattr(c, name) for c in clips]) for name in ("wave", "mood"))
-    plan = Plan(len(mood), dummy_first=model.config.dummy_first)
-    assert len(wave) == len(mood) * FRAME_SAMPLES == args.minutes * MINUTE * FRAME_SAMPLES
+    wave, emotion = (np.concatenate([getattr(c, name) for c in clips])
+                     for name in ("wave", "emotion"))
+    plan = Plan(len(emotion), dummy_first=model.config.dummy_first)
+    assert len(wave) == len(emotion) * FRAME_SAMPLES == args.minutes * MINUTE * FRAME_SAMPLES
 
     began, tokens = time.process_time(), 0
     for group in range(plan.groups):
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
     starts, jaws = (0, plan.total - MINUTE), []
     for start in starts:
-        film = model.animate(face_of(clips[0], model.size, 0), wave, mood, start=start)
+        film = model.animate(face_of(clips[0], model.size, 0), wave, emotion, start=start)
         frames = np.stack(list(islice(film, MINUTE)))                             # (1500, H, W, 3)
         jaws.append(judges.states(to_tensor(frames))[:, JUDGED.index("jaw")].numpy())
     rows = in_step(jaws, [clips[i].state[:, COLUMN["jaw"]] for i in (0, -1)])

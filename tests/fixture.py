@@ -12,7 +12,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-FOLDER = Path(os.environ.get("KEYFACE_PARITY") or Path(__file__).parent / "parity")
+OWN = Path(__file__).parent / "parity"
+FOLDER = Path(os.environ.get("KEYFACE_PARITY") or OWN)
+
+
+def names_at_full_size(name: str) -> dict:
+    """The list keys_NAME.json. Lists are facts about the published files, which no other set of
+    fixtures changes, so that they are always read from this checkout."""
+    return json.loads((OWN / f"keys_{name}.json").read_text())
 
 
 class Fixture:

@@ -75,7 +75,7 @@ def test_lag_is_how_much_later_the_first_curve_is(rng, late):
 def speech(rng):
     """Six clips of 80 frames; what is seen of a model that is perfect on five and has three of its
     frames late on one, of one that knows nothing, of true and of still films."""
-    clips = [SimpleNamespace(state=rng.random((80, 15)), mood=rng.uniform(-1, 1, (80, 2)),
+    clips = [SimpleNamespace(state=rng.random((80, 15)), emotion=rng.uniform(-1, 1, (80, 2)),
                              viseme=rng.permutation(20).repeat(4) % len(VISEME_CLASSES))
              for _ in range(6)]
     for clip in clips:                              # a mouth that moves slowly, as mouths do
@@ -84,7 +84,7 @@ def speech(rng):
     faces = np.eye(64)
 
     def film(clip, face: int, late: int = 0, event: str = "speech") -> Seen:
-        states = np.concatenate([np.roll(clip.state, late, 0), clip.mood], 1)
+        states = np.concatenate([np.roll(clip.state, late, 0), clip.emotion], 1)
         return Seen(states, faces[face], event)
 
     seen = {"generated": [film(c, i, 3 * (i == 0), "laugh" if i == 1 else "speech")
@@ -116,7 +116,7 @@ def test_the_table_tells_models_apart(speech):
     assert values("size of the jaw")[2:] == pytest.approx([0, 1, 1])
     assert values("frames of m, b, p")[3:] == [1, 1] and values("frames of m, b, p")[0] < 1
     assert values("valence, correlation") == pytest.approx([1, 0, 0, 1, 1], abs=0.25)
-    assert values("valence, the same")[0] == pytest.approx(1)     # control films had `given`'s mood
+    assert values("valence, the same")[0] == pytest.approx(1)  # control films had `given`'s emotion
     assert values("the right face") == [1, 0, 1, 1, 1]
     assert values("speech taken for") == [1 / 6, None, 0, 0, 0]
     assert other_curve(clips) in range(2, 6)

@@ -42,7 +42,7 @@ def clips(b: int, t: int, config=TINY.keyframe) -> dict[str, torch.Tensor]:
         "sigma": torch.rand(b, generator=g) + 1,
         "latents": torch.randn(b, *ends, *config.latent_shape, generator=g),
         "audio": torch.randn(b, t, 2, config.audio_dim, generator=g),
-        "mood": torch.rand(b, t, 2, generator=g) * 2 - 1,
+        "emotion": torch.rand(b, t, 2, generator=g) * 2 - 1,
     }
 
 
@@ -157,7 +157,7 @@ def test_share_ends():
 @torch.no_grad()
 def test_new_model_is_the_ideal_denoiser_of_unit_normal_data():
     new, c = Stage(TINY.keyframe), clips(2, 3)
-    known = new.conditions(c["latents"], c["audio"], c["mood"])
+    known = new.conditions(c["latents"], c["audio"], c["emotion"])
     expected = c["x"] / (1 + c["sigma"].view(2, 1, 1, 1, 1) ** 2)
     torch.testing.assert_close(new.denoise(c["x"], c["sigma"], known), expected)
 
@@ -168,7 +168,7 @@ def test_temporal_half_starts_as_the_identity():
     temporal = ("time_stack", "time_pos_embed", "time_mixer")
     model, c, t = stage(TINY.keyframe, leave=temporal), clips(2, 5), 5
     audio = c["audio"][:, :1].expand_as(c["audio"])
-    known = model.conditions(c["latents"], audio, c["mood"])
+    known = model.conditions(c["latents"], audio, c["emotion"])
     clip = model.denoise(c["x"], c["sigma"], known)
     alone = Conditions(known.concat.repeat_interleave(t, 0),
                        known.context.flatten(0, 1)[:, None], known.emotion)
@@ -185,11 +185,11 @@ def test_temporal_half_starts_as_the_identity():
 @pytest.mark.parametrize("config", [TINY.keyframe, TINY.interp], ids=["keyframe", "interp"])
 def test_clips_of_a_batch_are_independent(config):
     model, c = stage(config), clips(3, 4, config)
-    known = model.conditions(c["latents"], c["audio"], c["mood"])
+    known = model.conditions(c["latents"], c["audio"], c["emotion"])
     together = model.denoise(c["x"], c["sigma"], known)
     for i in range(3):
         one = slice(i, i + 1)
-        known = model.conditions(c["latents"][one], c["audio"][one], c["mood"][one])
+        known = model.conditions(c["latents"][one], c["audio"][one], c["emotion"][one])
         alone = model.denoise(c["x"][one], c["sigma"][one], known)
         torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-5)
 
@@ -198,7 +198,7 @@ def test_clips_of_a_batch_are_independent(config):
 def test_dropped_conditions_are_zero():
     model, c = stage(TINY.keyframe), clips(4, 3)
     keep_identity, keep_audio = torch.tensor([1.0, 0, 1, 0]), torch.tensor([1.0, 1, 0, 0])
-    full = model.conditions(c["latents"], c["audio"], c["mood"])
+    full = model.conditions(c["latents"], c["audio"], c["emotion"])
     some = full.keep(keep_identity, keep_audio)
     for kept, a, b in ((keep_identity, some.concat, full.concat),
                        (keep_audio, some.context, full.context)):
@@ -206,14 +206,14 @@ def test_dropped_conditions_are_zero():
         assert b.flatten(1).any(1).all()
     assert some.emotion.equal(full.emotion)  # the emotion is never dropped
     width = TINY.keyframe.unet.emotion_dim // 2
-    for half, values in zip(full.emotion.split(width, 1), c["mood"].unbind(-1)):
+    for half, values in zip(full.emotion.split(width, 1), c["emotion"].unbind(-1)):
         assert half.equal(sinusoid(values.flatten(), width))
 
 
 @torch.no_grad()
 def test_guidance_is_linear():
     model, c = stage(TINY.keyframe), clips(1, 3)
-    known = model.conditions(c["latents"], c["audio"], c["mood"])
+    known = model.conditions(c["latents"], c["audio"], c["emotion"])
     x, sigma = c["x"], c["sigma"][0]
     neither, identity, both = (
         model.denoise(x, c["sigma"], known.keep(*torch.tensor(kept)))
@@ -265,7 +265,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 class Numbered:
     """Stands in for stages, hearing and autoencoder: a frame's latent is its sound's number.
 
-    Of keyframes it checks that they are told the mood of their own frame, MOOD times its number.
+    Of keyframes it checks that they are told the emotion of their own frame, MOOD times its number.
     """
 
     MOOD = np.array([1e-5, -1e-5])
@@ -284,13 +284,13 @@ class Numbered:
         self.drawn += latents[:, 0, 0, 0].tolist()
         return torch.zeros(len(latents), 3, 1, 1)
 
-    def conditions(self, latents, audio, mood=None):
+    def conditions(self, latents, audio, emotion=None):
         if latents.dim() == 5:  # of segments: their ends were made for their first and last sound
             assert audio.shape[1] == 14
             error = latents[:, :, 0, 0, 0] - audio[:, [0, -1], 0, 0]
-        else:  # what is told after the end is the last mood
+        else:  # what is told after the end is the last emotion
             number = audio[..., 0, 0].clamp(max=self.frames - 1)
-            error = mood / torch.from_numpy(self.MOOD) - number[..., None]
+            error = emotion / torch.from_numpy(self.MOOD) - number[..., None]
         self.largest_error = max(self.largest_error, error.abs().max().item())
         return Conditions(latents, audio[..., 0, :], None)
 
@@ -329,7 +329,7 @@ def test_every_frame_is_made_for_its_own_sound(dummy_first, average_shared):
 
 def test_an_hour_starts_at_once_and_stays_in_step():
     """Its frames come as groups are done, the first after two windows and one group; those of its
-    last minute are made for their own sound and mood."""
+    last minute are made for their own sound and emotion."""
     double = Numbered(3600 * 25)
     frames, reports = double.film(TINY, steps=1)
     next(frames)
@@ -374,11 +374,11 @@ def test_length_seed_and_repeatability(random_model, seconds, count):
 
 
 def test_a_longer_sound_begins_with_the_same_film(random_model):
-    """What comes 25 s later changes nothing: here sound, mood and length differ after 35 s."""
+    """What comes 25 s later changes nothing: here sound, emotion and length differ after 35 s."""
     shared = sound(35)
     films = [list(islice(random_model.animate(
-        IMAGE, np.concatenate([shared, sound(seconds, seed)]), f"0:happy 35:happy 36:{mood}",
-        steps=1), 251)) for seconds, seed, mood in ((5, 1, "sad"), (25, 2, "excited"))]
+        IMAGE, np.concatenate([shared, sound(seconds, seed)]), f"0:happy 35:happy 36:{emotion}",
+        steps=1), 251)) for seconds, seed, emotion in ((5, 1, "sad"), (25, 2, "excited"))]
     assert np.array_equal(*films)
 
 

@@ -315,8 +315,8 @@ def test_conditioning(fx):
         if known.emotion is not None:
             fx.close(f"{prefix}.vector", known.emotion, *tolerance)
 
-    mood = torch.stack([fx["in.valence"], fx["in.arousal"]], dim=-1)
-    known = stage.conditions(fx["in.cond_frames"], fx["in.audio_emb"], mood)
+    emotion = torch.stack([fx["in.valence"], fx["in.arousal"]], dim=-1)
+    known = stage.conditions(fx["in.cond_frames"], fx["in.audio_emb"], emotion)
     one, none = torch.ones(1), torch.zeros(1)
     check("out.c", known)
     check("out.uc", known.keep(none, none))
@@ -432,10 +432,10 @@ def test_diffusion(fx):
     fx.close("merge.out", merge(fx["merge.in"]), atol, rtol)
 
 
-def check_sampling(fx, stage, latents, guided, mood=None):
+def check_sampling(fx, stage, latents, guided, emotion=None):
     """Conditions, then every step of the sampler."""
     c = fx.config
-    known = stage.conditions(latents, fx["in.audio_emb"], mood)
+    known = stage.conditions(latents, fx["in.audio_emb"], emotion)
     none = torch.zeros(1)
     for prefix, value in (("c", known), ("uc", known.keep(none, none))):
         fx.close(f"{prefix}.concat", value.concat, 1e-5, 1e-5)
@@ -464,7 +464,7 @@ def test_sample_keyframe(fx):
         fx,
         stage,
         fx["in.cond_frames"],
-        mood=torch.stack([fx["in.valence"], fx["in.arousal"]], dim=-1),
+        emotion=torch.stack([fx["in.valence"], fx["in.arousal"]], dim=-1),
         guided=lambda known: guided_keyframes(
             stage.denoise, known, g["id_guidance"], g["audio_guidance"]
         ),

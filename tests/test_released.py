@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fixture import FOLDER
+from fixture import names_at_full_size
 from huggingface_hub import HfApi, errors
 from safetensors.torch import load_file, save_file
 from test_keyface import shaken
@@ -31,7 +31,7 @@ from tools.cli import InputError
 from unet import UNetConfig
 from vae import VAEConfig
 
-KEYS = {name: json.loads((FOLDER / f"keys_{name}.json").read_text())
+KEYS = {name: names_at_full_size(name)
         for name in ("keyframe", "interp", "vae", "audio", "svd_diffusers", "map_svd")}
 
 
@@ -130,6 +130,26 @@ def test_the_identity_embedders_autoencoder_is_left_out():
     names = {f"_forward_module.{k}": k for k in KEYS["vae"]["shapes"] if "conditioner." in k}
     assert len(names) == KEYS["vae"]["groups"]["conditioner.embedders.0"]["tensors"]
     assert not released.renamed("keyframe", names)
+
+
+def test_each_rule_has_a_name_that_needs_it():
+    """In the lists, but for what the files hold beyond them: the prefix and the loss that the notes
+    of keys_keyframe.json tell of, and the two halves of wav2vec2's recogniser of letters."""
+    lists = {"keyframe": [*KEYS["keyframe"]["shapes"], *KEYS["interp"]["shapes"],
+                          *KEYS["vae"]["shapes"], *KEYS["svd_diffusers"]["unet"]],
+             "vae": [*KEYS["vae"]["shapes"], *KEYS["svd_diffusers"]["vae"]],
+             "wavlm": [*KEYS["audio"]["wavlm"], *KEYS["audio"]["wavlm_transformers"],
+                       *KEYS["audio"]["wav2vec2_transformers"]],
+             "beats": [*KEYS["audio"]["beats"]]}
+    idle = set()
+    for part, names in lists.items():
+        for pattern, to in released.NAMES[part]:
+            found = [name for name in names if re.search(pattern, name)]
+            if not found:
+                idle.add(pattern)
+            names = [name if to is None else re.sub(pattern, to, name)
+                     for name in names if to is not None or name not in found]
+    assert idle == {r"^_forward_module\.", r"^loss_fn\.", r"^lm_head\.", r"^wav2vec2\."}
 
 
 def test_two_names_for_one_tensor_are_refused():
@@ -258,8 +278,8 @@ def test_precision(original, published, tmp_path):
         assert loaded[key].equal(value.bfloat16().float()), key
     stages = model.keyframe, copy.deepcopy(model.keyframe).bfloat16()
     x, sigma, audio = torch.randn(1, 2, 4, 8, 8), torch.ones(1), torch.randn(1, 2, 2, 128)
-    mood = torch.zeros(1, 2, 2)
-    whole, half = (s.denoise(x, sigma, s.conditions(x[:, 0], audio, mood)) for s in stages)
+    emotion = torch.zeros(1, 2, 2)
+    whole, half = (s.denoise(x, sigma, s.conditions(x[:, 0], audio, emotion)) for s in stages)
     assert half.dtype == torch.float32
     assert 0 < (half - whole).norm() < 0.02 * whole.norm()
 
@@ -269,9 +289,9 @@ def test_interpolation_hears_wav2vec2(original, monkeypatch):
     for name in ("keyframe", "interp"):
         stage = getattr(original, name)
 
-        def conditions(latents, audio, *mood, name=name, stage=stage):
+        def conditions(latents, audio, *emotion, name=name, stage=stage):
             heard[name] = audio
-            return type(stage).conditions(stage, latents, audio, *mood)
+            return type(stage).conditions(stage, latents, audio, *emotion)
 
         monkeypatch.setattr(stage, "conditions", conditions)
     list(original.animate(IMAGE, WAVE))

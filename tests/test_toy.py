@@ -33,7 +33,7 @@ def test_a_clip_depends_on_its_seed_and_split_alone():
     assert first.wave.dtype == np.float32 and np.abs(first.wave).max() <= 1
     assert (
         len(first.state)
-        == len(first.mood)
+        == len(first.emotion)
         == len(first.viseme)
         == len(first.event)
         == len(first.phoneme) // 2
@@ -114,12 +114,12 @@ def test_a_vocalisation_is_labelled_heard_and_seen(kind):
 
 def test_smile_shows_valence_and_eyes_show_arousal():
     clips = [make_clip(seed, kind="speech") for seed in range(6)]
-    state, mood = (
-        np.concatenate([getattr(clip, name) for clip in clips]) for name in ("state", "mood")
+    state, emotion = (
+        np.concatenate([getattr(clip, name) for clip in clips]) for name in ("state", "emotion")
     )
-    assert np.corrcoef(state[:, STATE.index("smile")], mood[:, 0])[0, 1] > 0.99
-    assert np.corrcoef(state[:, STATE.index("brow_height")], mood[:, 1])[0, 1] > 0.99
-    assert abs(np.corrcoef(mood.T)[0, 1]) < 0.5
+    assert np.corrcoef(state[:, STATE.index("smile")], emotion[:, 0])[0, 1] > 0.99
+    assert np.corrcoef(state[:, STATE.index("brow_height")], emotion[:, 1])[0, 1] > 0.99
+    assert abs(np.corrcoef(emotion.T)[0, 1]) < 0.5
     assert (clips[0].event[clips[0].viseme > 0] == EVENTS.index("speech")).all()
 
 

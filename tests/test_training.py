@@ -287,7 +287,8 @@ def test_folder_of_videos(frozen, tmp_path):
     model = KeyFace.load_frozen(frozen)
     made = make_windows(source, model, model.config.keyframe, range(4), seed=0, per_clip=2)
     assert len(made["latents"]) == 4  # two of each look at the long one, none of the short one
-    assert made["pixels"].shape == (4, 4, 3, 64, 64) and made["audio_tokens"].shape == (4, 4, 2, 128)
+    assert made["pixels"].shape == (4, 4, 3, 64, 64)
+    assert made["audio_tokens"].shape == (4, 4, 2, 128)
     times = (made["pixels"].float().mean((2, 3, 4)) - 40) / 2
     assert torch.allclose(times, made["emotion"][..., 0] * 100, atol=1.5)
 

@@ -72,10 +72,11 @@ def test_half_precision_is_near(model, dtype, device):
     noise = torch.randn(4, 14, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     x = face[:, None] + sigma.view(-1, 1, 1, 1, 1) * noise
     tokens = sound[None, ::4].expand(4, -1, -1, -1).to(device)  # (4, 14, 2, 128)
-    for stage, known, mood in ((model.keyframe, face, torch.ones(4, 14, 2, device=device)),
+    for stage, known, emotion in ((model.keyframe, face, torch.ones(4, 14, 2, device=device)),
                                (model.interp, torch.stack([face, -face], 1), None)):
         known = known.expand(4, *known.shape[1:]).to(device)
-        exact, near = (s.denoise(x.to(device), sigma.to(device), s.conditions(known, tokens, mood))
+        exact, near = (s.denoise(x.to(device), sigma.to(device),
+                                 s.conditions(known, tokens, emotion))
                        for s in (copy.deepcopy(stage).to(device, t) for t in (None, dtype)))
         error = (near - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
         assert 0 < error.min() and error.max() < 1e-2
@@ -180,7 +181,8 @@ def test_photographs_are_strange(model):
         pictures = {"as it is": photograph, "blurred": blurred}
         for ground in ("white", "grey"):
             pictures[ground] = Image.new("RGB", (side, side), ground)
-            pictures[ground].paste(photograph.resize((side // 2, side // 2)), (side // 4, side // 4))
+            small = photograph.resize((side // 2, side // 2))
+            pictures[ground].paste(small, (side // 4, side // 4))
         for name, picture in pictures.items():
             assert "looks unlike" in (warning(model, np.array(picture)) or ""), (path, name)
 

@@ -11,6 +11,7 @@ to .9, x to the right, y down. Nothing is much thinner than a pixel of a 64 x 64
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ LUMA = torch.tensor([.30, .59, .11])
 # Hair cuts: opacity, volume at the sides and on top, hairline height and how much it runs down to
 # one side (sweep), from a middle parting (part) and at the temples (temple); half-width and lower
 # end of the hair behind the head; curl; a bun's x, y and radius, and whether it has a twin.
+CUT = ("opacity", "at_side", "on_top", "line", "sweep", "part", "temple", "back", "end", "curl",
+       "bun_x", "bun_y", "bun_r", "twin")
 CUTS = torch.tensor([
     #  opac  side  top  line  sweep part temple  back  end  curl  bunx  buny  bunr twin
     [0.00, .00, .00, -.60, .00, .00, .60, .00, -.3, .00, 0.00, 0.00, .00, 0],   # bald
@@ -158,173 +161,231 @@ def draw(identity: Tensor, state: Tensor, size: int) -> Tensor:
     """
     identity = identity.expand(len(state), -1)
     chunk = max(1, 32 * 64 * 64 // size ** 2)             # small enough to stay in the cache
-    return torch.cat([_draw(i, s, size) for i, s in zip(identity.split(chunk), state.split(chunk))])
+    return torch.cat([Portrait(i, s, size).painted()
+                      for i, s in zip(identity.split(chunk), state.split(chunk))])
 
 
-def _draw(identity: Tensor, state: Tensor, size: int) -> Tensor:
-    canvas = Canvas(len(state), size)
-    paint = canvas.paint
-    flat = dict(zip(TRAITS, identity.float().unbind(1)))            # each (N,), for colours
-    t = {name: u[:, None, None] for name, u in flat.items()}        # each (N, 1, 1), for shapes
-    s = {name: u[:, None, None] for name, u in zip(STATE, state.float().unbind(1))}
-    x, y = canvas.x, canvas.y
-
-    # Colours (N, 3)
-    undertone = (flat["undertone"] - .5)[:, None] * torch.tensor([.02, -.03, -.07])
-    skin = ramp(SKIN, flat["skin"]) + undertone
+def colours(u: dict[str, Tensor]) -> SimpleNamespace:
+    """The colours (N, 3) that an identity's traits (N,) ask for."""
+    undertone = (u["undertone"] - .5)[:, None] * torch.tensor([.02, -.03, -.07])
+    skin = ramp(SKIN, u["skin"]) + undertone
     shade, glow = skin * torch.tensor([.84, .78, .76]), mix(skin, (1., .93, .85), .22)
-    hair = pick(HAIR, flat["hair"] ** 1.7) * (.85 + .3 * flat["hair_shade"])[:, None]
+    hair = pick(HAIR, u["hair"] ** 1.7) * (.85 + .3 * u["hair_shade"])[:, None]
     hair = contrast(hair, skin)
     brow = contrast(mix(hair, shade * .35, .55), skin)
-    lip = mix(skin, pick(LIPS, flat["lip_colour"]), .78) * (1.02 - .18 * skin @ LUMA)[:, None]
+    lip = mix(skin, pick(LIPS, u["lip_colour"]), .78) * (1.02 - .18 * skin @ LUMA)[:, None]
+    whiskers = contrast(mix(hair, skin, .2), lip)           # the lips stay visible in a beard
     dark = torch.tensor([[.17, .05, .06]]).expand_as(skin)
     tongue = torch.tensor([[.86, .40, .42]]).expand_as(skin)
     white = torch.tensor([[.98, .98, .96]]).expand_as(skin)
     lash = mix(dark, brow, .25) * .7
-    clothes = pick(CLOTHES, flat["clothes"]) * (.8 + .25 * flat["clothes_shade"])[:, None]
-    phase = flat["hue"][:, None] + torch.tensor([0., 1 / 3, 2 / 3])
-    bright = flat["background"][:, None]
+    iris = ramp(IRIS, u["eye_colour"] * (1 - .5 * u["skin"]))
+    clothes = pick(CLOTHES, u["clothes"]) * (.8 + .25 * u["clothes_shade"])[:, None]
+    earring, frame = pick(EARRINGS, u["freckles"]), pick(FRAMES, u["frame"] * 2 % 1)
+    phase = u["hue"][:, None] + torch.tensor([0., 1 / 3, 2 / 3])
+    bright = u["background"][:, None]
     background = .48 + .36 * bright + (.20 - .07 * bright) * torch.cos(2 * math.pi * phase)
+    return SimpleNamespace(
+        skin=skin, shade=shade, glow=glow, hair=hair, brow=brow, lip=lip, whiskers=whiskers,
+        dark=dark, tongue=tongue, white=white, lash=lash, iris=iris, clothes=clothes,
+        earring=earring, frame=frame, background=background)
 
-    # The head's own coordinates: moved, and turned about the neck. Features move a little more
-    # than the skull (parallax).
-    angle = s["tilt"] * .105
-    dx, dy = x - .06 * s["head_x"], y - .06 * s["head_y"] - .7
-    hx, hy = dx * angle.cos() + dy * angle.sin(), dy * angle.cos() - dx * angle.sin() + .7
-    fx, fy = hx - .025 * s["head_x"], hy - .02 * s["head_y"]
-    side, sign = fx.abs(), fx.sign()
 
-    # Proportions
-    wide = .56 + .09 * t["face_width"]
-    crown = -.70 - .06 * t["face_height"]
-    drop = .17 * s["jaw"] - .03 * s["bite"]
-    chin = .70 + .08 * t["face_height"] + drop
-    cut = pick(CUTS, flat["cut"])[:, :, None, None]                # (N, 14, 1, 1)
-    (opacity, at_side, on_top, line, sweep, part, temple, back, end, curl, bun_x, bun_y, bun_r,
-     twin) = cut.unbind(1)
-    volume = .8 + .5 * t["volume"]
-    turn = torch.where(t["mirror"] < .5, -1., 1.)                  # the side the hair is swept to
+class Portrait(Canvas):
+    """A picture of faces in the making: what several parts of a face need to know, and each part.
 
-    # Background, lighter above; hair behind the head; neck; clothes
-    canvas.image.copy_(background[..., None, None] * (1.04 - .10 * y)[:, None])
-    waves = curl * torch.cos(11 * torch.atan2(hx, -hy - .1)) * .8
-    width = back * (.94 + .1 * t["volume"])
-    behind = box(hx, hy - (end - .75) / 2, width, (end + .94) / 2, .66) - waves
-    bun_side = torch.where(twin > 0, hx.abs(), hx * turn)
-    bun = ellipse(bun_side - bun_x, hy - bun_y, bun_r + .01, bun_r * volume + .01)
-    paint(hair * .80, behind, (back > 0).float())
-    paint(hair * .88, bun, (bun_r > 0).float())
-    neck = .22 + .08 * t["face_width"]
-    paint(shade * .93, box(x, y - .9, neck, .5, .05))
-    body = join(ellipse(x, y - 1.38, .98, .50), ellipse(x, y - 1.2, neck + .16, .36), .1)
-    paint(clothes, body)
-    round_neck = ellipse(x, y - .80, neck + .06, .16)
-    v_neck = .8 * x.abs() + .6 * (y - 1.04)
-    opening = torch.where(t["collar"] < .5, round_neck, v_neck)
-    opening = torch.where(t["collar"] < .8, opening, round_neck + .06)
-    paint(mix(clothes, white, .45) * .9, both(opening - .06, body), (t["collar"] > .25).float())
-    paint(shade * .93, both(opening, body - .03, box(x, y - .9, neck + .01, .5, .05)))
+    Traits `t` and state `s` are (N, 1, 1) each, colours `c` (N, 3). There are three sets of
+    coordinates (N, H, W): the picture's x, y; the head's hx, hy, moved and turned about the neck;
+    and the features' fx, fy, which move a little more than the skull does (parallax).
+    """
 
-    # Ears, head
-    ear_x, ear_y = hx.abs() - wide + .005, hy
-    paint(mix(skin, shade, .35), ellipse(ear_x, ear_y, .10, .15))
-    paint(shade * .92, ellipse(ear_x - .015, ear_y, .05, .09), soft=.03)
-    ring = torch.where(t["frame"] < .5, ellipse(ear_x - .03, ear_y - .19, .045, .045),
-                       (ellipse(ear_x - .03, ear_y - .23, .06, .075).abs() - .02))
-    paint(pick(EARRINGS, flat["freckles"]), ring, (t["earrings"] > .72).float())
-    jaw_w = wide * (.78 + .15 * t["jaw_width"])
-    skull = ellipse(hx, hy - (crown + .42) / 2, wide, (.42 - crown) / 2)
-    face = join(skull, ellipse(hx, hy - (chin - .44), jaw_w, .44), .16)
-    paint(skin, face)
+    def __init__(self, identity: Tensor, state: Tensor, size: int):
+        super().__init__(len(state), size)
+        flat = dict(zip(TRAITS, identity.float().unbind(1)))        # each (N,), for colours
+        self.c = colours(flat)
+        self.t = t = {name: u[:, None, None] for name, u in flat.items()}
+        self.s = s = {name: u[:, None, None] for name, u in zip(STATE, state.float().unbind(1))}
 
-    # Cheeks, beard, nose
-    flush = mix(skin, (.92, .35, .35), .32)
-    blush = ellipse(side - .33, fy - .20 + .03 * s["cheek"], .15, .10)
-    paint(flush, blush, .35 + .65 * s["cheek"], soft=.10)
-    freckled = (t["freckles"] > .82).float()
-    for at_x, at_y in ((.25, .15), (.35, .11), (.33, .22)):
-        dot = ellipse(side - at_x, fy - at_y, .024, .024)
-        paint(mix(skin, shade * .8, .45), dot, freckled)
-    whiskers = contrast(mix(hair, skin, .2), lip)           # the lips stay visible in a beard
-    bearded = ((t["beard"] > .84) & (t["hair"] < .8)).float()               # at least a moustache
-    full_beard = bearded * (t["beard"] > .90)
-    cheeks = ellipse(fx, fy + .06, wide * .86, .40)
-    paint(whiskers, both(face - .01, -cheeks, -fy - .02), full_beard)
-    nose_w, nose_h = .07 + .04 * t["nose"], .055 + .015 * t["nose"]
-    paint(mix(skin, shade, .75), ellipse(fx, fy - .135, nose_w, nose_h), soft=.01)
-    paint(glow, ellipse(fx, fy - .105, nose_w - .013, nose_h), soft=.02)
+        angle = s["tilt"] * .105
+        dx, dy = self.x - .06 * s["head_x"], self.y - .06 * s["head_y"] - .7
+        self.hx = dx * angle.cos() + dy * angle.sin()
+        self.hy = dy * angle.cos() - dx * angle.sin() + .7
+        self.fx, self.fy = self.hx - .025 * s["head_x"], self.hy - .02 * s["head_y"]
 
-    # Mouth. The smile bends its coordinates, so that every shape below is upright: 0 is where the
-    # lips meet.
-    half = .235 + .15 * s["width"] - .16 * s["rounding"] + .02 * s["smile"].clamp(min=0)
-    half = half.clamp(min=.13)
-    mx, my = fx, fy - .40 + .02 * s["rounding"]
-    bend = (s["smile"] + .2) * (.55 + .45 * half / .3)
-    my = my + bend * (.16 * (mx / half).square().clamp(max=1.5) - .045)
-    slope = (.32 * bend * mx / half ** 2).clamp(-1.5, 1.5)
-    my = my / (1 + slope.square()).sqrt()                 # distance across the lips, not down
-    full = .055 + .025 * t["lip_fullness"]
-    above = .014 + .035 * s["jaw"] + .02 * s["bite"]                # the opening above that line
-    below = (.014 + .21 * s["jaw"] * (1 - .8 * s["bite"]) + .045 * s["bite"]
-             + .06 * s["tongue"] * (1 - s["jaw"]))
-    pout = .03 * s["rounding"]
-    inner = half - .045 - .6 * pout
-    bow = .018 * (1 - mx.abs() / .07).clamp(min=0)         # the dip in the middle of the upper lip
-    upper, lower = above + full + pout, below + (full * 1.2 + pout) * (1 - .65 * s["bite"])
-    paint(whiskers, bar(mx, my + upper + .035 - .25 * mx.square(), .20, .045), bearded)
-    paint(shade, ellipse(mx, my - lower - .045, half * .5, .03), .8 - .8 * full_beard, soft=.04)
-    paint(lip, egg(mx, my - bow * (my < 0), half, upper, lower))
-    gloss = ellipse(mx, my - (below + lower) / 2, half * .42, .014)
-    paint(mix(lip, white, .28), gloss, 1 - s["bite"], soft=.03)
-    hole = egg(mx, my, inner, above, below)
-    paint(dark, hole)
-    opened = ((above + below - .04) / .05).clamp(0, 1)
-    teeth = .05 + .02 * s["smile"].clamp(min=0) + .03 * s["bite"] - .015 * s["tongue"]
-    bared = opened * (1 - 1.25 * s["rounding"]).clamp(min=0)
-    paint(white, both(hole + .008, my + above - .01 - teeth), bared)
-    tip = ellipse(mx, my - below * (1.1 - .65 * s["tongue"]), inner * .66, .02 + below * .48)
-    paint(tongue, both(hole + .012, tip), opened * (s["tongue"] + s["jaw"]).clamp(max=1))
+        # Proportions that more than one part goes by
+        self.wide = .56 + .09 * t["face_width"]
+        self.crown = -.70 - .06 * t["face_height"]
+        cut = pick(CUTS, flat["cut"])[:, :, None, None]            # (N, 14, 1, 1)
+        self.cut = SimpleNamespace(**dict(zip(CUT, cut.unbind(1))))
+        self.volume = .8 + .5 * t["volume"]
+        self.turn = torch.where(t["mirror"] < .5, -1., 1.)         # the side the hair is swept to
+        self.bearded = ((t["beard"] > .84) & (t["hair"] < .8)).float()      # at least a moustache
+        self.full_beard = self.bearded * (t["beard"] > .90)
+        self.apart = .25 + .05 * t["eye_distance"]                 # of each eye from the middle
+        self.ex = self.fx - self.fx.sign() * self.apart            # both eyes at once, from there
 
-    # Eyes: both at once, in coordinates about each one's middle
-    apart, eye = .25 + .05 * t["eye_distance"], .115 + .03 * t["eye_size"]
-    ex, ey = fx - sign * apart, fy + .10
-    open_ = s["eye_open"]
-    up = .012 + eye * .90 * open_
-    down = .012 + eye * .75 * open_.clamp(max=1) * (1 - .6 * s["cheek"])
-    ey = ey + .04 * (1 - open_).clamp(min=0) ** 2 * (2 * s["cheek"] - 1) * (1 - (ex / eye).square())
-    paint(mix(skin, shade, .55), egg(ex, ey + .01, eye + .03, eye * 1.05, eye * .8), soft=.02)
-    paint(lash, egg(ex, ey, eye + .022, up + .035, down))
-    ball = egg(ex, ey, eye, up, down)
-    seen = (open_ * 5).clamp(0, 1)
-    paint(white, ball, seen)
-    ix, iy = ex - .058 * s["gaze_x"], ey + .015 - .045 * s["gaze_y"]
-    iris = ramp(IRIS, flat["eye_colour"] * (1 - .5 * flat["skin"]))
-    paint(iris, both(ball, ellipse(ix, iy, .086, .086)), seen)
-    paint(dark * .5, both(ball, ellipse(ix, iy, .048, .048)), seen)
-    paint(white, both(ball, ellipse(ix - .03, iy + .03, .024, .024)), seen)
+    def painted(self) -> Tensor:
+        """The finished picture (N, 3, H, W) in [-1, 1]: every part, from back to front."""
+        self.background()
+        self.hair_behind()
+        self.neck_and_clothes()
+        self.ears()
+        self.head()
+        self.nose()
+        self.mouth()
+        self.eyes()
+        self.hair_in_front()
+        self.brows()
+        self.glasses()
+        return self.image.clamp_(0, 1).mul_(2).sub_(1)
 
-    # Hair in front: a cap over the skull, above the hairline
-    curls = curl * .5 * torch.cos(13 * torch.atan2(hx, -hy - .1))
-    cap = ellipse(hx, hy - (crown + .30) / 2, wide + at_side * volume,
-                  (.30 - crown) / 2 + on_top * volume) - curls
-    u = hx / wide
-    hairline = line - .04 * t["fringe"] + .3 * turn * sweep * u + .5 * part * u.abs()
-    hairline = hairline + temple * u ** 4
-    front = both(cap, (hy - hairline) * .8, hy - .30)
-    hair_now = mix(skin, hair, opacity[..., 0])
-    paint(hair_now, front, (opacity > 0).float())
-    shine = both(front + .03, ellipse(hx - .18 * turn, hy - crown - .06, .24, .05))
-    paint(mix(hair_now, white, .16), shine, (opacity == 1).float(), soft=.05)
+    def background(self) -> None:
+        """Lighter above."""
+        self.image.copy_(self.c.background[..., None, None] * (1.04 - .10 * self.y)[:, None])
 
-    # Brows and glasses
-    thick = .026 + .02 * t["brow_thickness"]
-    out = side - apart                                                      # towards the temple
-    lift = fy + .345 + .075 * s["brow_height"] + s["brow_slope"] * (.03 - .42 * out)
-    lift = lift - 1.1 * out.square()                                        # arched
-    paint(brow, bar(out, lift, .13, thick * (1 - out).clamp(.6, 1.2)))
-    glasses = (t["glasses"] > .8).float()
-    lens = torch.where(t["frame"] < .5, ellipse(ex, fy + .08, .205, .195),
-                       box(ex, fy + .08, .21, .165, .07))
-    bridge = both(bar(fx, fy + .10, wide, .018), -lens)
-    paint(pick(FRAMES, flat["frame"] * 2 % 1), torch.minimum(lens.abs() - .018, bridge), glasses)
-    return canvas.image.clamp_(0, 1).mul_(2).sub_(1)
+    def hair_behind(self) -> None:
+        """What falls behind the head, and buns."""
+        hx, hy, cut = self.hx, self.hy, self.cut
+        waves = cut.curl * torch.cos(11 * torch.atan2(hx, -hy - .1)) * .8
+        width = cut.back * (.94 + .1 * self.t["volume"])
+        behind = box(hx, hy - (cut.end - .75) / 2, width, (cut.end + .94) / 2, .66) - waves
+        bun_side = torch.where(cut.twin > 0, hx.abs(), hx * self.turn)
+        bun = ellipse(bun_side - cut.bun_x, hy - cut.bun_y, cut.bun_r + .01,
+                      cut.bun_r * self.volume + .01)
+        self.paint(self.c.hair * .80, behind, (cut.back > 0).float())
+        self.paint(self.c.hair * .88, bun, (cut.bun_r > 0).float())
+
+    def neck_and_clothes(self) -> None:
+        x, y, c, t = self.x, self.y, self.c, self.t
+        neck = .22 + .08 * t["face_width"]
+        self.paint(c.shade * .93, box(x, y - .9, neck, .5, .05))
+        body = join(ellipse(x, y - 1.38, .98, .50), ellipse(x, y - 1.2, neck + .16, .36), .1)
+        self.paint(c.clothes, body)
+        round_neck = ellipse(x, y - .80, neck + .06, .16)
+        v_neck = .8 * x.abs() + .6 * (y - 1.04)
+        opening = torch.where(t["collar"] < .5, round_neck, v_neck)
+        opening = torch.where(t["collar"] < .8, opening, round_neck + .06)
+        collar = both(opening - .06, body)
+        self.paint(mix(c.clothes, c.white, .45) * .9, collar, (t["collar"] > .25).float())
+        self.paint(c.shade * .93, both(opening, body - .03, box(x, y - .9, neck + .01, .5, .05)))
+
+    def ears(self) -> None:
+        x, y, c, t = self.hx.abs() - self.wide + .005, self.hy, self.c, self.t
+        self.paint(mix(c.skin, c.shade, .35), ellipse(x, y, .10, .15))
+        self.paint(c.shade * .92, ellipse(x - .015, y, .05, .09), soft=.03)
+        ring = torch.where(t["frame"] < .5, ellipse(x - .03, y - .19, .045, .045),
+                           (ellipse(x - .03, y - .23, .06, .075).abs() - .02))
+        self.paint(c.earring, ring, (t["earrings"] > .72).float())
+
+    def head(self) -> None:
+        """Skull and jaw, with blush, freckles and beard."""
+        hx, hy, fx, fy, c, t, s = self.hx, self.hy, self.fx, self.fy, self.c, self.t, self.s
+        drop = .17 * s["jaw"] - .03 * s["bite"]
+        chin = .70 + .08 * t["face_height"] + drop
+        jaw_w = self.wide * (.78 + .15 * t["jaw_width"])
+        skull = ellipse(hx, hy - (self.crown + .42) / 2, self.wide, (.42 - self.crown) / 2)
+        face = join(skull, ellipse(hx, hy - (chin - .44), jaw_w, .44), .16)
+        self.paint(c.skin, face)
+        flush = mix(c.skin, (.92, .35, .35), .32)
+        blush = ellipse(fx.abs() - .33, fy - .20 + .03 * s["cheek"], .15, .10)
+        self.paint(flush, blush, .35 + .65 * s["cheek"], soft=.10)
+        freckled = (t["freckles"] > .82).float()
+        for at_x, at_y in ((.25, .15), (.35, .11), (.33, .22)):
+            dot = ellipse(fx.abs() - at_x, fy - at_y, .024, .024)
+            self.paint(mix(c.skin, c.shade * .8, .45), dot, freckled)
+        cheeks = ellipse(fx, fy + .06, self.wide * .86, .40)
+        self.paint(c.whiskers, both(face - .01, -cheeks, -fy - .02), self.full_beard)
+
+    def nose(self) -> None:
+        fx, fy, c = self.fx, self.fy, self.c
+        width, height = .07 + .04 * self.t["nose"], .055 + .015 * self.t["nose"]
+        self.paint(mix(c.skin, c.shade, .75), ellipse(fx, fy - .135, width, height), soft=.01)
+        self.paint(c.glow, ellipse(fx, fy - .105, width - .013, height), soft=.02)
+
+    def mouth(self) -> None:
+        """The smile bends its coordinates, so that every shape is upright in them: 0 is where the
+        lips meet."""
+        c, s, paint = self.c, self.s, self.paint
+        half = .235 + .15 * s["width"] - .16 * s["rounding"] + .02 * s["smile"].clamp(min=0)
+        half = half.clamp(min=.13)
+        mx, my = self.fx, self.fy - .40 + .02 * s["rounding"]
+        bend = (s["smile"] + .2) * (.55 + .45 * half / .3)
+        my = my + bend * (.16 * (mx / half).square().clamp(max=1.5) - .045)
+        slope = (.32 * bend * mx / half ** 2).clamp(-1.5, 1.5)
+        my = my / (1 + slope.square()).sqrt()             # distance across the lips, not down
+        above = .014 + .035 * s["jaw"] + .02 * s["bite"]            # the opening above that line
+        below = (.014 + .21 * s["jaw"] * (1 - .8 * s["bite"]) + .045 * s["bite"]
+                 + .06 * s["tongue"] * (1 - s["jaw"]))
+
+        # Moustache, the shade under the lip, lips
+        full, pout = .055 + .025 * self.t["lip_fullness"], .03 * s["rounding"]
+        upper, lower = above + full + pout, below + (full * 1.2 + pout) * (1 - .65 * s["bite"])
+        paint(c.whiskers, bar(mx, my + upper + .035 - .25 * mx.square(), .20, .045), self.bearded)
+        paint(c.shade, ellipse(mx, my - lower - .045, half * .5, .03), .8 - .8 * self.full_beard,
+              soft=.04)
+        bow = .018 * (1 - mx.abs() / .07).clamp(min=0)     # the dip in the middle of the upper lip
+        paint(c.lip, egg(mx, my - bow * (my < 0), half, upper, lower))
+        gloss = ellipse(mx, my - (below + lower) / 2, half * .42, .014)
+        paint(mix(c.lip, c.white, .28), gloss, 1 - s["bite"], soft=.03)
+
+        # Inside: teeth, tongue
+        inner = half - .045 - .6 * pout
+        hole = egg(mx, my, inner, above, below)
+        paint(c.dark, hole)
+        opened = ((above + below - .04) / .05).clamp(0, 1)
+        teeth = .05 + .02 * s["smile"].clamp(min=0) + .03 * s["bite"] - .015 * s["tongue"]
+        bared = opened * (1 - 1.25 * s["rounding"]).clamp(min=0)
+        paint(c.white, both(hole + .008, my + above - .01 - teeth), bared)
+        tip = ellipse(mx, my - below * (1.1 - .65 * s["tongue"]), inner * .66, .02 + below * .48)
+        paint(c.tongue, both(hole + .012, tip), opened * (s["tongue"] + s["jaw"]).clamp(max=1))
+
+    def eyes(self) -> None:
+        ex, c, s = self.ex, self.c, self.s
+        size, open_ = .115 + .03 * self.t["eye_size"], s["eye_open"]
+        up = .012 + size * .90 * open_
+        down = .012 + size * .75 * open_.clamp(max=1) * (1 - .6 * s["cheek"])
+        shut = .04 * (1 - open_).clamp(min=0) ** 2         # shut lids curve, up over raised cheeks
+        ey = self.fy + .10
+        ey = ey + shut * (2 * s["cheek"] - 1) * (1 - (ex / size).square())
+        lids = egg(ex, ey + .01, size + .03, size * 1.05, size * .8)
+        self.paint(mix(c.skin, c.shade, .55), lids, soft=.02)
+        self.paint(c.lash, egg(ex, ey, size + .022, up + .035, down))
+        ball = egg(ex, ey, size, up, down)
+        seen = (open_ * 5).clamp(0, 1)
+        self.paint(c.white, ball, seen)
+        ix, iy = ex - .058 * s["gaze_x"], ey + .015 - .045 * s["gaze_y"]
+        self.paint(c.iris, both(ball, ellipse(ix, iy, .086, .086)), seen)
+        self.paint(c.dark * .5, both(ball, ellipse(ix, iy, .048, .048)), seen)
+        self.paint(c.white, both(ball, ellipse(ix - .03, iy + .03, .024, .024)), seen)
+
+    def hair_in_front(self) -> None:
+        """A cap over the skull, above the hairline."""
+        hx, hy, c, cut = self.hx, self.hy, self.c, self.cut
+        curls = cut.curl * .5 * torch.cos(13 * torch.atan2(hx, -hy - .1))
+        cap = ellipse(hx, hy - (self.crown + .30) / 2, self.wide + cut.at_side * self.volume,
+                      (.30 - self.crown) / 2 + cut.on_top * self.volume) - curls
+        u = hx / self.wide
+        hairline = cut.line - .04 * self.t["fringe"] + .3 * self.turn * cut.sweep * u
+        hairline = hairline + .5 * cut.part * u.abs()
+        hairline = hairline + cut.temple * u ** 4
+        front = both(cap, (hy - hairline) * .8, hy - .30)
+        hair = mix(c.skin, c.hair, cut.opacity[..., 0])
+        self.paint(hair, front, (cut.opacity > 0).float())
+        shine = both(front + .03, ellipse(hx - .18 * self.turn, hy - self.crown - .06, .24, .05))
+        self.paint(mix(hair, c.white, .16), shine, (cut.opacity == 1).float(), soft=.05)
+
+    def brows(self) -> None:
+        s = self.s
+        thick = .026 + .02 * self.t["brow_thickness"]
+        out = self.fx.abs() - self.apart                                    # towards the temple
+        lift = self.fy + .345 + .075 * s["brow_height"] + s["brow_slope"] * (.03 - .42 * out)
+        lift = lift - 1.1 * out.square()                                    # arched
+        self.paint(self.c.brow, bar(out, lift, .13, thick * (1 - out).clamp(.6, 1.2)))
+
+    def glasses(self) -> None:
+        ex, fy = self.ex, self.fy
+        lens = torch.where(self.t["frame"] < .5, ellipse(ex, fy + .08, .205, .195),
+                           box(ex, fy + .08, .21, .165, .07))
+        bridge = both(bar(self.fx, fy + .10, self.wide, .018), -lens)
+        worn = (self.t["glasses"] > .8).float()
+        self.paint(self.c.frame, torch.minimum(lens.abs() - .018, bridge), worn)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from data import load_frozen
+from keyface import KeyFace
 from tools.checkpoint import load_metadata, save_part
 from tools.cli import InputError, Parser, number, run
 from tools.media import FPS
@@ -41,7 +41,7 @@ def fit(old: Tensor, new: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor,
 @torch.no_grad()
 def hear(folder: Path, clips: int, seconds: float = 8) -> Tensor:
     """What a weights folder's encoders make of clips of the training split: (frames, D)."""
-    audio, heard = load_frozen(folder).audio, []
+    audio, heard = KeyFace.load_frozen(folder).audio, []
     for seed in range(clips):
         wave = make_clip(seed, "train", seconds, kind_of(seed)).wave
         heard.append(audio.encode(torch.from_numpy(wave), 0, round(seconds * FPS)).mean(dim=1))

@@ -89,7 +89,8 @@ def vocalise(
     """A sound (L,) float32 at 16 kHz and the gesture {state name: (n,) float32}, n = ceil(L / 640).
 
     Every gesture is an amount to be *added* to the state (width: to the rest of .5; eye_open: to
-    the mood's opening), whose columns are clipped to their ranges afterwards; ends are 0.
+    the opening that the emotion gives), whose columns are clipped to their ranges
+    afterwards; ends are 0.
     """
     seconds, sound, face = _MAKERS[kind](rng, pitch_hz)
     seconds += 2 * MARGIN

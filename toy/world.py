@@ -1,8 +1,8 @@
-"""The toy world: clips of drawn people who speak, laugh and change their mood, all of it known.
+"""The toy world: clips of drawn people who speak, laugh and change their emotion, all of it known.
 
-Stands in for the paper's dataset. A clip is made from a seed alone: sound (L,) at
-16 kHz; identity (D,), state (N, 15) and mood (N, 2) at 25 fps; labels of phoneme, viseme and sound
-event. Pictures are drawn on demand. `python -m toy.world DIR` writes example clips and their truth.
+Stands in for the paper's dataset. A clip is made from a seed alone: sound (L,) at 16 kHz; identity
+(D,), state (N, 15) and emotion (N, 2) at 25 fps; labels of phoneme, viseme and sound event.
+Pictures are drawn on demand. `python -m toy.world DIR` writes example clips and their truth.
 """
 
 import csv
@@ -37,13 +37,13 @@ class Clip:
     wave: np.ndarray  # (L,) float32, 16 kHz, in [-1, 1]
     identity: np.ndarray  # (D,) float32 in [0, 1]
     state: np.ndarray  # (N, 15) float32, columns of STATE
-    mood: np.ndarray  # (N, 2) float32: valence, arousal in [-1, 1]
+    emotion: np.ndarray  # (N, 2) float32: valence, arousal in [-1, 1]
     phoneme: np.ndarray  # (2N,) int64: index into voices.PHONEMES, every 20 ms
     viseme: np.ndarray  # (N,) int64: index into voices.VISEME_CLASSES
     event: np.ndarray  # (N,) int64: index into EVENTS
 
 
-def mood_curve(rng: np.random.Generator, n_frames: int) -> np.ndarray:
+def random_emotion(rng: np.random.Generator, n_frames: int) -> np.ndarray:
     """Valence and arousal, each linear between 1 to 4 random points in time: (N, 2) in [-1, 1]."""
     curves = []
     for _ in range(2):
@@ -53,10 +53,11 @@ def mood_curve(rng: np.random.Generator, n_frames: int) -> np.ndarray:
     return np.stack(curves, axis=1).astype(np.float32)
 
 
-def mood_face(mood: np.ndarray) -> np.ndarray:
-    """A mood's face: (N, 2) -> (N, 15). Smile shows valence; eyes and brow height show arousal."""
-    valence, arousal = mood.T
-    state = np.tile(faces.REST, (len(mood), 1))
+def emotional_face(emotion: np.ndarray) -> np.ndarray:
+    """The face of an emotion: (N, 2) -> (N, 15). The smile shows valence; eyes and brow height show
+    arousal."""
+    valence, arousal = emotion.T
+    state = np.tile(faces.REST, (len(emotion), 1))
     state[:, COLUMN["smile"]] = 0.8 * valence
     state[:, COLUMN["cheek"]] = 0.5 * valence.clip(0)
     state[:, COLUMN["brow_slope"]] = (
@@ -122,14 +123,14 @@ def make_clip(
     """A clip, from its seed alone.
 
     kind: None for the mix of training (sentences, vocalisations between them), "speech" for
-    sentences only, or one of KINDS for that vocalisation only. The mood depends on neither sound
+    sentences only, or one of KINDS for that vocalisation only. The emotion depends on neither sound
     nor identity; arousal alone is heard a little.
     """
     stream = [np.random.default_rng([seed, SPLITS.index(split), i]) for i in range(6)]
     length = round(seconds * SAMPLE_RATE)
     n_frames = frame_count(length)
     identity = faces.random_identity(stream[0])
-    mood = mood_curve(stream[1], n_frames)
+    emotion = random_emotion(stream[1], n_frames)
     idle = _idle(stream[2], n_frames)
     voice = voices.random_voice(stream[3], split)
 
@@ -146,7 +147,8 @@ def make_clip(
             break
         frame = position // FRAME_SAMPLES
         if item == "speech":
-            speech = voices.speak(voices.random_sentence(rng, split), voice, float(mood[frame, 1]))
+            sentence, arousal = voices.random_sentence(rng, split), float(emotion[frame, 1])
+            speech = voices.speak(sentence, voice, arousal)
             sound, start = speech.wave, position / SAMPLE_RATE
             phonemes += [
                 (start + a, start + b, symbol, stressed)
@@ -163,9 +165,9 @@ def make_clip(
         position += len(sound) + round(rng.uniform(0.2, 0.8) * SAMPLE_RATE)
     wave = wave[:length]
 
-    state = mood_face(mood)
+    state = emotional_face(emotion)
     mouth = voices.mouth_track(phonemes, n_frames)
-    lively = 1 + 0.3 * mood[:, 1]
+    lively = 1 + 0.3 * emotion[:, 1]
     mouth[:, 0] *= lively
     state[:, [COLUMN[name] for name in ("jaw", "width", "rounding", "bite", "tongue")]] = mouth
     for name in ("head_x", "head_y", "tilt", "gaze_x", "gaze_y"):
@@ -188,7 +190,7 @@ def make_clip(
 
     if stream[5].random() < 0.8:
         wave = voices.acoustics(wave, stream[5])
-    return Clip(seed, split, wave, identity, state, mood, phoneme, viseme, event)
+    return Clip(seed, split, wave, identity, state, emotion, phoneme, viseme, event)
 
 
 def frames(clip: Clip, indices: list[int] | np.ndarray, size: int) -> Tensor:
@@ -201,10 +203,10 @@ def frames(clip: Clip, indices: list[int] | np.ndarray, size: int) -> Tensor:
 def portrait(clip: Clip, size: int, rng: np.random.Generator) -> Tensor:
     """The clip's person at another moment: (3, size, size) in [-1, 1].
 
-    Eyes open, mouth shut or a little open; mood, pose and gaze have nothing to do with the clip, so
-    that a model can take nothing but the identity from it.
+    Eyes open, mouth shut or a little open; emotion, pose and gaze have nothing to do with the clip,
+    so that a model can take nothing but the identity from it.
     """
-    state = mood_face(rng.uniform(-1, 1, (1, 2)))
+    state = emotional_face(rng.uniform(-1, 1, (1, 2)))
     for name, reach in (
         ("gaze_x", 0.6),
         ("gaze_y", 0.4),
@@ -241,7 +243,7 @@ def write_clip(clip: Clip, stem: Path, size: int) -> None:
         table = csv.writer(file)
         table.writerow(["seconds", "valence", "arousal", *STATE, "viseme", "event"])
         for i in range(n_frames):
-            numbers = [f"{x:.3f}" for x in (i / FPS, *clip.mood[i], *clip.state[i])]
+            numbers = [f"{x:.3f}" for x in (i / FPS, *clip.emotion[i], *clip.state[i])]
             table.writerow([*numbers, voices.VISEME_CLASSES[clip.viseme[i]], EVENTS[clip.event[i]]])
 
 

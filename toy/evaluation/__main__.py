@@ -11,6 +11,7 @@ its own error. Films are (N, H, W, 3), judged (N, 17); films of minutes are in l
 import json
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from keyface import KeyFace
 from tools import cli
 from tools.checkpoint import save_text
 from tools.cli import WEIGHTS, number
@@ -80,7 +82,7 @@ def watch_truth(pool: Executor, weights: Path, judges: Judges, clips: list[Clip]
 
 def errors(seen: list[Seen], clips: list[Clip]) -> np.ndarray:
     """Root mean square error of each of JUDGED, (17,)."""
-    true = np.concatenate([np.concatenate([c.state, c.mood], 1) for c in clips])
+    true = np.concatenate([np.concatenate([c.state, c.emotion], 1) for c in clips])
     return np.sqrt(np.square(np.concatenate([s.states for s in seen]) - true).mean(0))
 
 
@@ -89,7 +91,7 @@ def other_curve(clips: list[Clip]) -> int:
     have the least to do with each other, as 40 pairs may agree by chance (r of .2)."""
     def likeness(shift: int) -> float:
         pairs = list(zip(clips, clips[shift:] + clips[:shift]))
-        return max(abs(pooled_correlation(sum(moments(a.mood[:, i], b.mood[:, i])
+        return max(abs(pooled_correlation(sum(moments(a.emotion[:, i], b.emotion[:, i])
                                               for a, b in pairs))) for i in (0, 1))
     return min(range(2, len(clips)), key=likeness)
 
@@ -106,8 +108,8 @@ def speech_rows(clips: list[Clip], given: list[Clip], seen: dict[str, list[Seen]
         curves = on_clips(lambda s, c: correlation(s.states[:, column], c.state[:, column]))
         return lambda videos: counted(curves(videos))
 
-    def mood(column: int, truth: list[Clip]) -> Callable:
-        return on_clips(lambda s, c: moments(s.states[:, column], c.mood[:, column - VALENCE]),
+    def emotion(column: int, truth: list[Clip]) -> Callable:
+        return on_clips(lambda s, c: moments(s.states[:, column], c.emotion[:, column - VALENCE]),
                         truth)
 
     def motion(videos: list[Seen]) -> np.ndarray:
@@ -149,16 +151,42 @@ def speech_rows(clips: list[Clip], given: list[Clip], seen: dict[str, list[Seen]
                         (AROUSAL, "≥ .85, control < .15")):
         name = JUDGED[column]
         rows += [row(f"{name}, correlation with the curve asked for", aim, "r", seen,
-                     mood(column, clips), pooled),
+                     emotion(column, clips), pooled),
                  row(f"{name}, the same to another clip's sound", "≥ .85", "r",
-                     {"generated": seen["control"]}, mood(column, given), pooled)]
+                     {"generated": seen["control"]}, emotion(column, given), pooled)]
     return rows + [
         row(f"the right face among {len(gallery)}", "≥ 95 %", "%", seen, right_face, wilson,
             control="stranger"),
         row("speech taken for a vocalisation", "≤ 10 %", "%", seen, taken, wilson, control="none")]
 
 
-def main(argv: list[str] | None = None) -> None:
+# ---- The command, in the order of its steps ------------------------------------------------------
+
+@dataclass
+class Material:
+    """What is filmed. The clips `heard` and `given` lend the control films of speech their sound
+    and their curves; vocalisations come in turns, one of each kind after the other."""
+    speech: list[Clip]
+    heard: list[Clip]
+    given: list[Clip]
+    nsv: list[Clip]
+    kinds: tuple[str, ...]                                 # of each clip of nsv
+    faces: list[np.ndarray]                                # identity frames of speech, then of nsv
+
+
+@dataclass
+class Watched:
+    """What came of it: what the judges saw, by column of the table, and some films to show."""
+    speech: dict[str, list[Seen]]
+    nsv: dict[str, list[Seen]]
+    quality: np.ndarray                                    # PSNR (n, 2, 2), see `watch_truth`
+    cost: list[float]                                      # seconds of a core for 1 s of each film
+    kept: dict[int, np.ndarray]                            # films by their number
+    long_rows: list[dict]
+    long_facts: list[str]
+
+
+def options(argv: list[str] | None) -> Namespace:
     parser = cli.Parser("python -m toy.evaluation", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model")
@@ -169,61 +197,83 @@ def main(argv: list[str] | None = None) -> None:
     add("--long", type=number(int, 0, 100), help="films of a minute (default 5)")
     add("--out", type=Path, default=Path("results"), help="folder to write to (default results)")
     args = parser.parse_args(argv)
-    clip_count = args.clips or (12 if args.quick else 40)
-    each = args.nsv if args.nsv is not None else 0 if args.quick else 10
-    minutes = args.long if args.long is not None else 0 if args.quick else 5
-    began, model = time.monotonic(), loaded(args.weights)
-    size, judges = model.size, Judges.load(args.judges or args.weights / "judges.safetensors")
-    cli.make_folder(args.out)
-    processes = torch.get_num_threads()
-    torch.set_num_threads(1)                 # else it and the processes stand in each other's way
+    for name, whole, quick in (("clips", 40, 12), ("nsv", 10, 0), ("long", 5, 0)):
+        if getattr(args, name) is None:
+            setattr(args, name, quick if args.quick else whole)
+    return args
 
-    clips = [make_clip(SPEECH_SEEDS + i, "test", 4.0, "speech") for i in range(clip_count)]
+
+def material(clip_count: int, each: int, size: int) -> Material:
+    """So many clips of speech, and of each vocalisation, with identity frames of that size."""
+    speech = [make_clip(SPEECH_SEEDS + i, "test", 4.0, "speech") for i in range(clip_count)]
     kinds = KINDS * each
     nsv = [make_clip(OTHER_SEEDS + i, "test", 3.0, kind) for i, kind in enumerate(kinds)]
-    shift = other_curve(clips)
-    heard, given = clips[1:] + clips[:1], clips[shift:] + clips[:shift]
-    faces = [face_of(clip, size, 0) for clip in clips + nsv]
-    films = [*zip(faces, clips, clips), *zip(faces, heard, given)]
-    films += zip(faces[clip_count:], nsv, nsv)
-    tasks = [(args.weights, face, sound.wave, curve.mood, i)
+    shift = other_curve(speech)
+    return Material(speech, speech[1:] + speech[:1], speech[shift:] + speech[:shift], nsv, kinds,
+                    [face_of(clip, size, 0) for clip in speech + nsv])
+
+
+def make_and_watch(found: Material, args: Namespace, judges: Judges, processes: int) -> Watched:
+    """Makes all films in so many processes, and lets the judges look at each. Films are numbered:
+    speech, the controls of speech, vocalisations. Only those that are shown are kept."""
+    count, speech, nsv = len(found.speech), found.speech, found.nsv
+    films = [*zip(found.faces, speech, speech), *zip(found.faces, found.heard, found.given)]
+    films += zip(found.faces[count:], nsv, nsv)
+    tasks = [(args.weights, face, sound.wave, curve.emotion, i)
              for i, (face, sound, curve) in enumerate(films)]
+    shown = {*range(SHOWN), *range(count, count + SHOWN)}
+    shown |= set(range(2 * count, 2 * count + len(KINDS)))              # one of each vocalisation
     watched, cost, kept = [], [], {}
-    shown = {*range(SHOWN), *range(clip_count, clip_count + SHOWN)}
-    shown |= set(range(2 * clip_count, 2 * clip_count + len(KINDS)))    # one of each vocalisation
     with workers(processes) as pool:
-        seen, quality = watch_truth(pool, args.weights, judges, clips)
+        seen, quality = watch_truth(pool, args.weights, judges, speech)
         nsv_seen = watch_truth(pool, args.weights, judges, nsv)[0] if nsv else {}
         for i, (video, seconds) in enumerate(made(pool, make_film, tasks, "films")):
             watched.append(watch(judges, video))
             cost.append(seconds)
             if i in shown:
                 kept[i] = video
-        long_rows, long_facts = longfilm.measure(pool, args.weights, judges, minutes,
-                                                 args.out / "flicker.png") if minutes else ([], [])
-    seen["generated"], seen["control"] = watched[:clip_count], watched[clip_count:2 * clip_count]
-    nsv_seen["generated"] = watched[2 * clip_count:]
+        long_rows, long_facts = longfilm.measure(
+            pool, args.weights, judges, args.long, args.out / "flicker.png",
+        ) if args.long else ([], [])
+    seen["generated"], seen["control"] = watched[:count], watched[count:2 * count]
+    nsv_seen["generated"] = watched[2 * count:]
     nsv_seen["control"] = nsv_seen["generated"][1:] + nsv_seen["generated"][:1]     # another kind's
-    torch.set_num_threads(processes)
-    eight, start = make_clip(SPEECH_SEEDS + clip_count, "test", 8.0, "speech"), time.perf_counter()
-    for _ in model.animate(face_of(eight, size, 0), eight.wave, eight.mood):
-        pass
-    wall = [time.perf_counter() - start]
+    return Watched(seen, nsv_seen, quality, cost, kept, long_rows, long_facts)
 
-    jaws = np.concatenate([s.states[:, JAW] for s in seen["drawn"]])
+
+def seconds_of_eight(model: KeyFace, seed: int) -> float:
+    """How long a film of 8 s takes this process, with all its threads."""
+    clip, began = make_clip(seed, "test", 8.0, "speech"), time.perf_counter()
+    for _ in model.animate(face_of(clip, model.size, 0), clip.wave, clip.emotion):
+        pass
+    return time.perf_counter() - began
+
+
+def lip_limits(drawn: list[Seen], clips: list[Clip]) -> dict[str, float]:
+    """Where the judged jaw counts as closed, and as open: as in 95 % of the drawn frames of m, b, p
+    and of open vowels."""
+    jaws = np.concatenate([s.states[:, JAW] for s in drawn])
     visemes = np.array(VISEME_CLASSES)[np.concatenate([c.viseme for c in clips])]
-    limits = {"closed below": float(np.quantile(jaws[visemes == "m b p"], 0.95)),
-              "open above": float(np.quantile(jaws[visemes == "ah"], 0.05))}
+    return {"closed below": float(np.quantile(jaws[visemes == "m b p"], 0.95)),
+            "open above": float(np.quantile(jaws[visemes == "ah"], 0.05))}
+
+
+def gallery_of(judges: Judges, clips: list[Clip], size: int) -> np.ndarray:
+    """Embeddings (100, 64) of the clips' people, each in another pose, then of strangers."""
     rng = np.random.default_rng(SPEECH_SEEDS)
     strangers = [replace(clips[0], seed=i, identity=random_identity(rng))
-                 for i in range(GALLERY - clip_count)]
-    gallery = np.stack([watch(judges, face_of(clip, size, 1)[None]).face
-                        for clip in clips + strangers])                          # (100, 64)
-    rows = speech_rows(clips, given, seen, gallery, limits)
+                 for i in range(GALLERY - len(clips))]
+    return np.stack([watch(judges, face_of(clip, size, 1)[None]).face
+                     for clip in clips + strangers])
+
+
+def speech_facts(found: Material, seen: dict[str, list[Seen]], limits: dict[str, float]
+                 ) -> list[str]:
+    """What is to be known beside the table about the films of speech and their judges."""
     alike = np.nanmean([correlation(b.state[:, JAW], a.state[:, JAW])
-                        for a, b in zip(clips, heard)])
-    drawn, decoded = (errors(seen[column], clips) for column in ("drawn", "ceiling"))
-    facts = [
+                        for a, b in zip(found.speech, found.heard)])
+    drawn, decoded = (errors(seen[column], found.speech) for column in ("drawn", "ceiling"))
+    return [
         f"Closed lips: judged jaw below {limits['closed below']:.2f}, as in 95 % of drawn m, b, p.",
         f"Open mouth: above {limits['open above']:.2f}, as in 95 % of drawn open vowels.",
         f"True jaws of clips paired as in the control correlate by {alike:.2f} (silence first).",
@@ -231,41 +281,70 @@ def main(argv: list[str] | None = None) -> None:
         "Root mean square error of the judges, drawn / decoded: " + ", ".join(
             f"{JUDGED[i]} {drawn[i]:.3f} / {decoded[i]:.3f}"
             for i in (JAW, WIDTH, ROUNDING, VALENCE, AROUSAL)) + "."]
-    answers = {kind: [s.event for s, k in zip(nsv_seen["generated"], kinds) if k == kind]
-               for kind in kinds}
-    if nsv:
-        rows.insert(-1, row("kind of vocalisation, of 7 and speech", "≥ 60 %", "%", nsv_seen,
-                            lambda videos: counted([s.event == k for s, k in zip(videos, kinds)]),
-                            wilson))
-        facts.append("Vocalisations recognised: " + ", ".join(
-            f"{kind} {events.count(kind)} of {each}" for kind, events in answers.items()) + ".")
-    rows += long_rows
-    rows += [row(f"autoencoder: PSNR of {name}", "≥ 32 dB", "dB",
-                 {"ceiling": list(decoded), "control": list(mean)}, counted)
-             for name, (decoded, mean) in zip(("whole pictures", "mouths"), quality.T)]
-    rows += [row(f"seconds for 8 s of video, on {processes} cores", "< 30", "s",
-                 {"generated": wall}, counted),
-             row("seconds of one core for 1 s of video", "< 7.5", "s", {"generated": cost}, counted)]
 
-    text = describe(rows, facts + long_facts)
+
+def quality_and_cost_rows(watched: Watched, wall: float, processes: int) -> list[dict]:
+    rows = [row(f"autoencoder: PSNR of {name}", "≥ 32 dB", "dB",
+                {"ceiling": list(decoded), "control": list(mean)}, counted)
+            for name, (decoded, mean) in zip(("whole pictures", "mouths"), watched.quality.T)]
+    return rows + [
+        row(f"seconds for 8 s of video, on {processes} cores", "< 30", "s",
+            {"generated": [wall]}, counted),
+        row("seconds of one core for 1 s of video", "< 7.5", "s", {"generated": watched.cost},
+            counted)]
+
+
+def write_pictures(out: Path, found: Material, watched: Watched, size: int) -> None:
+    """The contact sheets of speech and of vocalisations, and the plot of jaws."""
+    def truth(clip: Clip) -> np.ndarray:
+        return to_bytes(frames(clip, np.arange(len(clip.state)), size))
+
+    count, kept, seen = len(found.speech), watched.kept, watched.speech
+    write_sheet(out / "sheet.png", found.faces[:SHOWN], [
+        {"truth": truth(clip), "generated": kept[i], "another's sound": kept[count + i]}
+        for i, clip in enumerate(found.speech[:SHOWN])])
+    if found.nsv:
+        write_sheet(out / "vocalisations.png", found.faces[count:count + len(KINDS)], [
+            {f"{kind}, truth": truth(clip), "generated": kept[2 * count + i]}
+            for i, (kind, clip) in enumerate(zip(KINDS, found.nsv))])
+    write_jaws(out / "jaw.png", [
+        {"truth": clip.state[:, JAW], "generated": seen["generated"][i].states[:, JAW],
+         "another's sound": seen["control"][i].states[:, JAW]}
+        for i, clip in enumerate(found.speech[:SHOWN])])
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = options(argv)
+    began, model = time.monotonic(), loaded(args.weights)
+    judges = Judges.load(args.judges or args.weights / "judges.safetensors")
+    cli.make_folder(args.out)
+    processes = torch.get_num_threads()
+    torch.set_num_threads(1)                 # else it and the processes stand in each other's way
+    found = material(args.clips, args.nsv, model.size)
+    watched = make_and_watch(found, args, judges, processes)
+    torch.set_num_threads(processes)
+    wall = seconds_of_eight(model, SPEECH_SEEDS + args.clips)
+
+    limits = lip_limits(watched.speech["drawn"], found.speech)
+    gallery = gallery_of(judges, found.speech, model.size)
+    rows = speech_rows(found.speech, found.given, watched.speech, gallery, limits)
+    facts = speech_facts(found, watched.speech, limits)
+    answers = {kind: [s.event for s, k in zip(watched.nsv["generated"], found.kinds) if k == kind]
+               for kind in found.kinds}
+    if found.nsv:
+        rows.insert(-1, row(
+            "kind of vocalisation, of 7 and speech", "≥ 60 %", "%", watched.nsv,
+            lambda videos: counted([s.event == k for s, k in zip(videos, found.kinds)]), wilson))
+        facts.append("Vocalisations recognised: " + ", ".join(
+            f"{kind} {events.count(kind)} of {args.nsv}" for kind, events in answers.items()) + ".")
+    rows += watched.long_rows + quality_and_cost_rows(watched, wall, processes)
+
+    text = describe(rows, facts + watched.long_facts)
     save_text(args.out / "evaluation.md", text)
     save_text(args.out / "evaluation.json", json.dumps(
         {"weights": str(args.weights), "limits": limits, "rows": rows,
          "answers": answers, "seconds": time.monotonic() - began}, indent=1))
-    def truth(clip: Clip) -> np.ndarray:
-        return to_bytes(frames(clip, np.arange(len(clip.state)), size))
-
-    write_sheet(args.out / "sheet.png", faces[:SHOWN], [
-        {"truth": truth(clip), "generated": kept[i], "another's sound": kept[clip_count + i]}
-        for i, clip in enumerate(clips[:SHOWN])])
-    if nsv:
-        write_sheet(args.out / "vocalisations.png", faces[clip_count:clip_count + len(KINDS)], [
-            {f"{kind}, truth": truth(clip), "generated": kept[2 * clip_count + i]}
-            for i, (kind, clip) in enumerate(zip(KINDS, nsv))])
-    write_jaws(args.out / "jaw.png", [
-        {"truth": clip.state[:, JAW], "generated": seen["generated"][i].states[:, JAW],
-         "another's sound": seen["control"][i].states[:, JAW]}
-        for i, clip in enumerate(clips[:SHOWN])])
+    write_pictures(args.out, found, watched, model.size)
     print(f"{text}\nwrote {args.out}/evaluation.md, evaluation.json and pictures beside them")
 
 

@@ -30,8 +30,8 @@ def loaded(weights: Path) -> KeyFace:
 
 def make_film(weights: Path, image: np.ndarray, wave: np.ndarray, curve: np.ndarray, seed: int
               ) -> tuple[np.ndarray, float]:
-    """Frames (N, H, W, 3) of an identity frame (H, W, 3), a sound (L,) and a mood (N, 2); and the
-    seconds of one core that a second of it took."""
+    """Frames (N, H, W, 3) of an identity frame (H, W, 3), a sound (L,) and an emotion (N, 2); and
+    the seconds of one core that a second of it took."""
     model, began = loaded(weights), time.process_time()
     video = np.stack(list(model.animate(image, wave, curve, seed=seed)))
     return video, (time.process_time() - began) * FPS / len(video)
@@ -68,7 +68,8 @@ def made(pool: Executor, function: Callable, arguments: list[tuple], what: str) 
 
 
 def face_of(clip: Clip, size: int, which: int) -> np.ndarray:
-    """The person in a mood and pose that have nothing to do with the clip: uint8 (H, W, 3)."""
+    """The person with an emotion and a pose that have nothing to do with the clip, uint8
+    (H, W, 3)."""
     return to_bytes(portrait(clip, size, np.random.default_rng([clip.seed, which])))
 
 

@@ -67,7 +67,7 @@ class Judges(nn.Module):
 
     @staticmethod
     def load(path: Path) -> "Judges":
-        """What `python -m toy.evaluation.judges` wrote; their own error is "report" in the file's header."""
+        """What `python -m toy.evaluation.judges` wrote; their error is "report" in its header."""
         judges = Judges().eval()
         load_part(path, judges)
         return judges
@@ -148,7 +148,7 @@ def from_bytes(images: Tensor) -> Tensor:
 
 def truth(clip: Clip) -> Tensor:
     """(N, 17): the columns of JUDGED."""
-    return torch.from_numpy(np.concatenate([clip.state, clip.mood], 1))
+    return torch.from_numpy(np.concatenate([clip.state, clip.emotion], 1))
 
 
 def prepare(vae: VAE, people: int, clips: int) -> Lessons:

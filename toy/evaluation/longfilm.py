@@ -111,7 +111,7 @@ def measure(pool: Executor, weights: Path, judges: Judges, count: int, picture: 
     plan = Plan(SECONDS * FPS, config.keyframe.spacing, config.keyframe.frames, config.dummy_first)
     clips = [make_clip(SEEDS + i, "test", SECONDS, "speech") for i in range(count)]
     truths = list(made(pool, make_truth, [(weights, clip) for clip in clips], "true minutes"))
-    films = made(pool, make_film, [(weights, face_of(clip, size, 0), clip.wave, clip.mood, i)
+    films = made(pool, make_film, [(weights, face_of(clip, size, 0), clip.wave, clip.emotion, i)
                                    for i, clip in enumerate(clips)], "minutes")
     from_truth = -(-np.arange(plan.total) // plan.spacing) % 2 == 1
     names = ("drawn", "ceiling", "still", "generated", "average", "spliced")

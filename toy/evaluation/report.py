@@ -65,7 +65,7 @@ def describe(rows: list[dict], facts: list[str]) -> str:
         "Valence, arousal, often constant for seconds: over the frames of all clips.", *facts]
     return f"""\
 People, sentences and voices of the test split.
-*Generated*: to the clip's own sound and mood curve, from the person in another mood and pose.
+*Generated*: to the clip's own sound and emotion curve, from the person in another emotion and pose.
 *Control*: what a model that cannot know would get: another clip's sound and a third one's curve;
 for the right face, another person; for vocalisations, the sound of another kind; for the
 autoencoder, the mean of the clip's frames.
