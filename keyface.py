@@ -213,8 +213,9 @@ class KeyFace:
         error = brightness_error(self.vae, pixels).item()
         if error <= self.familiar_error:
             return None
-        return (f"looks unlike the faces these weights were trained on (autoencoder's error {error:.3f}"
-                f", theirs is at most {self.familiar_error:.3f}); the video may not resemble it")
+        return ("looks unlike the faces these weights were trained on (autoencoder's error "
+                f"{error:.3f}, theirs is at most {self.familiar_error:.3f}); the video may not "
+                "resemble it")
 
     @torch.no_grad()
     def animate(self, image: str | Path | np.ndarray, audio: str | Path | np.ndarray,

@@ -83,6 +83,7 @@ def train(monkeypatch):
     """Runs a training script in this process, on made-up windows; returns the state it saved."""
     monkeypatch.setattr(training, "windows", lambda *_: (windows(), windows(2)))
     monkeypatch.setattr(training, "WARM_UP", 5)
+    monkeypatch.setattr(training, "sheet", lambda *_: None)  # one test draws it
 
     def train(script, out: Path, *options, stop: int = 10**9) -> dict:
         monkeypatch.setattr(training, "remember_signals", lambda: StopAfter(stop))
@@ -90,6 +91,9 @@ def train(monkeypatch):
         return load_state(out / f"{script.__name__.removeprefix('train_')}.state")
 
     return train
+
+
+SHEET = training.sheet
 
 
 def copy(frozen: Path, to: Path) -> Path:
@@ -117,18 +121,19 @@ def test_interpolation_starts_from_keyframes():
 
 @pytest.mark.parametrize("script", [train_keyframe, train_interp])
 def test_a_resumed_training_is_exact(frozen, tmp_path, train, script):
-    """Also through the change from the spatial half to the whole network, after step 3."""
+    """Also through the change from the spatial half to the whole network, after two steps."""
     whole, parted = copy(frozen, tmp_path / "whole"), copy(frozen, tmp_path / "parted")
-    once = train(script, whole, "--steps=20")
-    assert train(script, parted, "--steps=20", stop=2)["step"] == 2
-    assert train(script, parted, "--steps=20", "--resume", stop=9)["step"] == 11
-    twice = train(script, parted, "--steps=20", "--resume")
-    assert once["step"] == twice["step"] == 20
+    once = train(script, whole, "--steps=8")
+    assert train(script, parted, "--steps=8", stop=1)["step"] == 1
+    assert train(script, parted, "--steps=8", "--resume", stop=3)["step"] == 4
+    twice = train(script, parted, "--steps=8", "--resume")
+    assert once["step"] == twice["step"] == 8
     assert equal(once["stage"], twice["stage"]) and equal(once["average"], twice["average"])
 
 
-def test_training_learns_and_saves(frozen, tmp_path, train):
+def test_training_learns_and_saves(frozen, tmp_path, train, monkeypatch):
     out = copy(frozen, tmp_path / "out")
+    monkeypatch.setattr(train_keyframe, "SPATIAL_FRACTION", 0)
     state = train(train_keyframe, out, "--steps=24", "--lr=4e-3")
     header = load_metadata(out / "keyframe.safetensors")
     header = {name: json.loads(value) for name, value in header.items()}
@@ -157,8 +162,10 @@ def test_the_average_is_the_closed_form(frozen):
     assert np.isclose(average.module.weight.item(), second + (3 - second) * (1 - 3 / 12))
 
 
-def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, tmp_path, train):
+def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, tmp_path, train,
+                                                                        monkeypatch):
     out = copy(frozen, tmp_path / "out")
+    monkeypatch.setattr(training, "sheet", SHEET)
     state = train(train_interp, out, "--minutes=0.02")
     lines = (out / "interp.csv").read_text().splitlines()
     assert lines[0].startswith("minutes,step,latent_loss") and len(lines) >= 2
@@ -183,6 +190,7 @@ torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
 import test_training, train_keyframe, training
 training.windows = lambda *_: (test_training.windows(), test_training.windows(2))
+training.sheet = lambda *_: None
 training.remember_signals = lambda: test_training.StopAfter(int(sys.argv[1]))
 train_keyframe.main(sys.argv[2:])
 """
@@ -193,10 +201,11 @@ def test_two_processes_compute_what_one_does(frozen, tmp_path):
     script = tmp_path / "double.py"
     script.write_text(DOUBLE.format(root=str(ROOT), tests=str(ROOT / "tests")))
     one, two = copy(frozen, tmp_path / "one"), copy(frozen, tmp_path / "two")
+    options = ["--steps=20", "--batch=2"]
     both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for command in ([sys.executable, script, "1000", f"--out={one}", "--steps=20"],
-                    [*both, script, "8", f"--out={two}", "--steps=20"],
-                    [*both, script, "1000", f"--out={two}", "--steps=20", "--resume"]):
+    for command in ([sys.executable, script, "1000", f"--out={one}", *options],
+                    [*both, script, "8", f"--out={two}", *options],
+                    [*both, script, "1000", f"--out={two}", *options, "--resume"]):
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     once, twice = (load_state(out / "keyframe.state") for out in (one, two))
     assert once["step"] == twice["step"] == 20
