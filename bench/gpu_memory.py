@@ -10,7 +10,7 @@ All of it twice: as it is, and with `--low-memory`, where weights come and go. O
 nowhere to go, so of the small model with `--low-memory` it is the rest that is compared: guidance
 one evaluation after the other, segments and images one at a time.
 
-The networks are in bfloat16, everything else in float32, as tools/released.py has them. The peak does not
+The networks are in bfloat16, all else in float32, as tools/released.py has them. The peak does not
 depend on the number of steps, nor, beyond one batch of segments, on the film's length; that of the
 encoders depends on the recording's, up to the longest that is heard whole. What CUDA itself and its
 libraries take comes on top.
