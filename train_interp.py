@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     average = training.averaged(stage, DECAY)
     run = training.Run("interp", args, model, stage, optimizer, average, held_out, processes,
                        {"early_due": early_due})
-    parallel = processes.parallel(stage)
+    parallel = processes.parallel(stage, some_unused=False)
 
     while run.go_on():
         # Every process draws for the whole batch and takes its rows, as in train_keyframe.py.

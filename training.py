@@ -111,13 +111,13 @@ class Processes:
             raise InputError(f"--batch: {batch} does not divide by {self.count} processes")
         return slice(self.rank, None, self.count)
 
-    def parallel(self, stage: Stage) -> nn.Module:
-        """The stage, wrapped so that gradients are averaged over all processes in `backward`. While
-        only the spatial half learns, temporal parameters are unused, and DDP has to look for them.
-        """
+    def parallel(self, stage: Stage, some_unused: bool) -> nn.Module:
+        """The stage, wrapped so that gradients are averaged over all processes in `backward`. With
+        `some_unused`, DDP looks in each step for parameters that it did not use: while only the
+        spatial half learns, those of the temporal half."""
         if self.count == 1:
             return stage
-        return DistributedDataParallel(stage, find_unused_parameters=True)
+        return DistributedDataParallel(stage, find_unused_parameters=some_unused)
 
     def leave(self) -> None:
         """Says goodbye to the others."""

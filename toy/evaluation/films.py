@@ -4,13 +4,11 @@ They are made by as many processes of one thread as there are threads. Films are
 (N, H, W, 3) at 25 fps.
 """
 
-import os
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from functools import cache
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from keyface import KeyFace
+from tools.cli import end_with_parent
 from tools.media import FPS
 from toy.world import Clip, frames, portrait, to_bytes
 
@@ -50,11 +49,7 @@ def make_truth(weights: Path, clip: Clip) -> dict[str, np.ndarray]:
 
 
 def start_worker() -> None:
-    def leave() -> None:                                   # not to outlive the parent
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=leave, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
 
 
