@@ -72,7 +72,7 @@ class Config:
     def check(self) -> "Config":
         """The same; raises ValueError where fields contradict each other."""
         a, b, v, w = self.keyframe, self.interp, self.vae, self.interp_audio or self.audio
-        latent = (v.z_channels, *[self.size / 2 ** (len(v.ch_mult) - 1)] * 2)
+        latent = (v.z_channels, *[self.size / v.patch / 2 ** (len(v.ch_mult) - 1)] * 2)
         fits = {"latent_shape": a.latent_shape == b.latent_shape == latent,
                 "audio_dim": a.audio_dim == b.audio_dim == self.audio.width == w.width,
                 "frames": b.frames == a.spacing + 1 and a.frames > 1,  # from keyframe to keyframe

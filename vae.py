@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 @dataclass
 class VAEConfig:
-    """Sizes. Level i has `ch * ch_mult[i]` channels at 1 / 2^i of the image's resolution. The
-    defaults are those of SVD and of the released model: h = H / 8, 98 M parameters."""
+    """Sizes. Level i has `ch * ch_mult[i]` channels at 1 / 2^i of the image's resolution (of
+    patches of pixels, where patch > 1). Defaults: SVD's and the released model's, h = H / 8, 98 M
+    parameters."""
 
     ch: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -25,6 +26,7 @@ class VAEConfig:
     z_channels: int = 4
     num_groups: int = 32                  # of every GroupNorm
     temporal: bool = True                 # SVD's decoder, which also looks along time
+    patch: int = 1                        # patch x patch pixels are one for the networks
     quant_conv: bool = False              # some checkpoints have 1x1 convolutions at the latents
     post_quant_conv: bool = False
     scale_factor: float = 0.18215
@@ -176,7 +178,8 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig):
         super().__init__()
         channels, groups = [config.ch * m for m in config.ch_mult], config.num_groups
-        self.conv_in = nn.Conv2d(3, config.ch, 3, padding=1)
+        self.to_patches = nn.PixelUnshuffle(config.patch)         # (3, H, W) -> (3p^2, H/p, W/p)
+        self.conv_in = nn.Conv2d(3 * config.patch ** 2, config.ch, 3, padding=1)
         self.down = nn.ModuleList(
             Level(c_in, c, config.num_res_blocks, groups, temporal=False)
             for c_in, c in zip([config.ch, *channels], channels))
@@ -189,8 +192,8 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels[-1], 2 * config.z_channels, 3, padding=1)
 
     def levels(self, x: Tensor) -> list[Tensor]:
-        """Images (N, 3, H, W) -> the features of each level, (N, C_i, H / 2^i, W / 2^i)."""
-        found = [self.down[0].run(self.conv_in(x), 1)]
+        """Images (N, 3, H, W) -> the features of each level, (N, C_i, H_i, W_i)."""
+        found = [self.down[0].run(self.conv_in(self.to_patches(x)), 1)]
         for finer, level in zip(self.down, self.down[1:]):
             found.append(level.run(finer.downsample(found[-1]), 1))
         return found
@@ -215,7 +218,8 @@ class Decoder(nn.Module):
             level.upsample = nn.Sequential(OrderedDict(
                 nearest=nn.Upsample(scale_factor=2), conv=nn.Conv2d(c, c, 3, padding=1)))
         self.norm_out = nn.GroupNorm(groups, channels[0], eps=1e-6)
-        self.conv_out = nn.Conv2d(channels[0], 3, 3, padding=1)
+        self.conv_out = nn.Conv2d(channels[0], 3 * config.patch ** 2, 3, padding=1)
+        self.to_pixels = nn.PixelShuffle(config.patch)
         if config.temporal:
             self.conv_out.time_mix_conv = TimeConv(3)
 
@@ -224,7 +228,7 @@ class Decoder(nn.Module):
         x = self.up[-1].run(self.mid(self.conv_in(z), frames), frames)
         for i in reversed(range(len(self.up) - 1)):
             x = self.up[i].run(self.up[i + 1].upsample(x), frames)
-        x = self.conv_out(F.silu(self.norm_out(x), inplace=True))
+        x = self.to_pixels(self.conv_out(F.silu(self.norm_out(x), inplace=True)))
         if hasattr(self.conv_out, "time_mix_conv"):
             x = over_time(self.conv_out.time_mix_conv, x, frames)
         return x

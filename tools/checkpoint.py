@@ -31,6 +31,8 @@ BOUNDS = {
     "overlap_frames": (0, LARGEST),
     **dict.fromkeys(("id_guidance", "audio_guidance", "autoguidance"), (-100, 100))}
 
+LATER = {"patch"}  # fields that folders of earlier versions lack; their defaults are what those meant
+
 
 def _value(hint: object, value: object, name: str, where: str) -> object:
     """A JSON value, checked against a field's annotation and name. Raises InputError."""
@@ -59,7 +61,7 @@ def from_dict(cls: type[T], values: dict, where: str) -> T:
         raise InputError(f"{where}: an object is expected, not {json.dumps(values)[:40]}")
     hints = get_type_hints(cls)
     names = {f.name for f in fields(cls)}
-    unknown, missing = sorted(set(values) - names), sorted(names - set(values))
+    unknown, missing = sorted(set(values) - names), sorted(names - set(values) - LATER)
     for kind, wrong in (("unknown", unknown), ("missing", missing)):
         if wrong:
             raise InputError(f"{where}: {kind} field {wrong[0]!r}; use a config.json written by "

@@ -145,9 +145,7 @@ def fit(name: str, encode: Callable[[Tensor], Tensor], head: nn.Module, encoder:
         picked = (clips[i] for i in rng.integers(len(clips), size=BATCH_FRAMES // n))
         chunks = [chunk_of(clip, rng, n) for clip in picked]
         batch = [torch.stack(x) for x in zip(*chunks, strict=True)]
-        with torch.autocast("cpu", torch.bfloat16):
-            features = encode(batch[0])
-        loss = head.loss(features.float(), *batch)
+        loss = head.loss(encode(batch[0]), *batch)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

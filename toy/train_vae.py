@@ -145,10 +145,9 @@ def train(out: Path, minutes: float, size: int, resume: bool, decoder_of: Path |
         for group in optimizer.param_groups:
             group["lr"] = (AGAIN_LR if only_decoder else LR) * min(1, (step + 1) / WARM_UP) * decay
         x = random_faces(np.random.default_rng(first + step), BATCH, size)
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(x)
-            mean, logvar = posterior.mean.float(), posterior.logvar.float()
-            y = vae.decode(mean + torch.exp(.5 * logvar) * torch.randn_like(mean)).float()
+        posterior = vae.encode(x)
+        mean, logvar = posterior.mean, posterior.logvar
+        y = vae.decode(posterior.sample(torch.randn_like(mean)))
         kl = .5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         loss = reconstruction_loss(y, x, AT_EYES if only_decoder else 1.0) + KL * kl
         optimizer.zero_grad()

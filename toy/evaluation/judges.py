@@ -120,8 +120,7 @@ def load_vae(folder: Path) -> VAE:
 @torch.inference_mode()
 def through(vae: VAE, frames: Tensor) -> Tensor:
     """Frames after the autoencoder."""
-    with torch.autocast("cpu", torch.bfloat16):
-        return torch.cat([vae.to_images(vae.to_latents(f)).float() for f in frames.split(32)])
+    return torch.cat([vae.to_images(vae.to_latents(f)) for f in frames.split(32)])
 
 
 # ---- What they learn from: uint8 pictures, half of them after the autoencoder ----
