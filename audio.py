@@ -14,7 +14,6 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
 
 from tools.media import FRAME_SAMPLES, SAMPLE_RATE, frame_count
 
@@ -255,8 +254,11 @@ class BEATs(nn.Module):
 
 # ---- WavLM and wav2vec2 ----
 
-def build_speech(config: AudioConfig) -> WavLMModel | Wav2Vec2Model:
+def build_speech(config: AudioConfig) -> nn.Module:
     """The model of `transformers` of the configured kind and size."""
+    # Imported here, as it takes seconds: commands have said what they do by then.
+    from transformers import Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
+
     sizes = {**asdict(config.wavlm), "layerdrop": 0.0}
     if config.speech == "wavlm":
         return WavLMModel(WavLMConfig(**sizes))

@@ -237,6 +237,7 @@ def prepare(cache: Path, source: FolderSource | ToySource, weights: Path, stage:
         return Windows(**load_file(path))
     make_folder(cache)
     clips = range(first, first + -(-count // per_clip))
+    workers = min(workers, -(-len(clips) // 16))  # starting one takes seconds
     with replacing(path) as temporary:
         folder, made = temporary.parent, mp.get_context("spawn").Value("i", 0)
         arguments = (workers, source, weights, stage, clips, seed, per_clip, folder, made)
