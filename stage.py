@@ -211,7 +211,7 @@ class Stage(nn.Module):
                         known.context, known.emotion, None if spatial_only else t)
         return c_skip * x + c_out * out.unflatten(0, (b, t))
 
-    def draw(self, shape: torch.Size) -> Draws:
+    def draw(self, shape: tuple[int, ...]) -> Draws:
         """Draws what is random in a training step on latents of `shape` (B, T, C, h, w): on the
         CPU, so that a seed means the same on every device."""
         c, b = self.config, shape[0]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from data import Windows, open_source, prepare
+from data import Clips, Windows, open_cache
 from diffusion import latent_loss, sample, schedule
 from keyface import KeyFace
 from stage import Config, Stage, guided_keyframes, guided_segments
@@ -31,16 +31,16 @@ from tools.figures import load_metrics, save_grid, save_metrics
 from vae import VAEConfig
 
 SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 60, 600  # seconds
-TIMES_SEEN = 18  # how often each prepared window is seen, about
-STEPS_A_MINUTE = 220  # about, on two cores; only the number of windows to prepare follows from it
+CLIPS, HELD_OUT = 1200, 32  # of the drawn world to learn from; held-out windows
+TIMES_SEEN = 36  # how often each clip of the drawn world is seen, about
+STEPS_A_MINUTE = 220  # about, on two cores; only the number of clips to prepare follows from it
 WARM_UP = 100  # steps in which the learning rate rises
 
 
 # ---- options ----------------------------------------------------------------------------------
 
 
-def options(argv: list[str] | None, description: str, minutes: float, windows: int, batch: int,
-            lr: float) -> argparse.Namespace:
+def options(argv: list[str] | None, description: str, minutes: float, batch: int, lr: float) -> argparse.Namespace:
     """The options of both trainings; their defaults are the arguments."""
     parser = Parser(description=description)
     add = parser.add_argument
@@ -51,18 +51,19 @@ def options(argv: list[str] | None, description: str, minutes: float, windows: i
         help="train for so many steps instead; learning rate and phases then follow them")
     add("--init", type=Path, help="weights folder to start from")
     add("--resume", action="store_true", help="continue the training that --out holds")
-    add("--data", help="folder of videos with sound; without it, the drawn world")
-    add("--windows", type=number(int, 1, 10**7), help=f"training windows to prepare (default: "
-        f"{windows}, fewer for a short training)")
+    add("--data", type=Path, help="what data.py made, or a folder of videos, which is prepared "
+        "first; without it, the drawn world")
+    add("--clips", type=number(int, 1, 10**7), help=f"clips of the drawn world to learn from "
+        f"(default: {CLIPS}, fewer for a short training)")
     add("--batch", type=number(int, 1, 10**5), default=batch, help="windows a step, in all")
     add("--lr", type=number(float, 1e-9, 1), default=lr, help="highest learning rate")
     add("--seed", type=number(int, 0, 10**9), default=0)
     args = parser.parse_args(argv)
     if args.resume and args.init:
         parser.error("--resume continues what --out holds; leave out --init")
-    if args.windows is None:  # a short training does not wait for windows that it never sees
+    if args.clips is None:  # a short training does not wait for clips that it never sees
         steps = args.steps or args.minutes * STEPS_A_MINUTE
-        args.windows = min(windows, max(64, round(steps * args.batch / TIMES_SEEN)))
+        args.clips = min(CLIPS, max(32, round(steps * args.batch / TIMES_SEEN)))
     return args
 
 
@@ -137,7 +138,7 @@ def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
     """
     if processes.rank == 0:
         make_folder(args.out)
-        print(f"{args.out}: up to {args.windows} windows are prepared first", flush=True)
+        print(f"{args.out}: networks and clips are prepared first", flush=True)
         if not args.resume:
             source, config = _find_frozen([args.init] if args.init else [args.out, WEIGHTS])
             bad = args.init and (args.init / "interp_bad.safetensors").exists()
@@ -171,20 +172,20 @@ def _find_frozen(folders: list[Path]) -> tuple[Path, Config]:
     raise InputError(problems[0])
 
 
-def windows(args: argparse.Namespace, model: KeyFace, stage: Stage, per_clip: int,
-            processes: Processes) -> tuple[Windows, Windows]:
-    """Windows to learn from and held-out ones. Rank 0 prepares them, the others then read them."""
-    splits = (("train", args.windows, args.seed, per_clip, 0), ("test", 32, 0, 1, 10_000))
-
-    def read() -> list[Windows]:
-        return [prepare(args.out / "cache", open_source(args.data, split, model.size), args.out,
-                        stage.config, count, seed, each, first)
-                for split, count, seed, each, first in splits]
+def open_data(args: argparse.Namespace, model: KeyFace, stage: Stage,
+              processes: Processes) -> tuple[Clips, Windows]:
+    """Clips to learn from, and held-out windows in memory. Rank 0 prepares them, where that is not
+    done yet; the others wait for it."""
+    def read() -> tuple[Clips, Windows]:
+        cache = open_cache(args.data, args.out, args.clips, args.out)
+        clips, held_out = (Clips(cache, split, stage.config, model.vae.scale, args.out, seed)
+                           for split, seed in (("train", args.seed), ("test", 0)))
+        return clips, held_out.batch(HELD_OUT, 0)
 
     if processes.rank == 0:
         read()
     processes.wait()
-    return tuple(read())
+    return read()
 
 
 # ---- the average of the weights ---------------------------------------------------------------
