@@ -300,6 +300,8 @@ def video_blocks(path: Path | str, size: int, square: tuple[int, int, int] | Non
     path = Path(path)
     track, other = _tracks(path, "Video")
     left, top, side = square or ("(iw-ow)/2", "(ih-oh)/2", "min(iw,ih)")
+    if square:  # ffmpeg moves a square that reaches out, but refuses one that is too big
+        side = f"if(lte({left}+{side},iw)*lte({top}+{side},ih),{side},2*iw)"
     view = (f"fps={FPS}:start_time=0,crop='{side}':'{side}':'{left}':'{top}',"
             f"scale={size}:{size}:flags=area")
     command = _command(path, ["-map", track.number, "-vf", view, "-f", "rawvideo", "-pix_fmt",
@@ -316,8 +318,8 @@ def video_blocks(path: Path | str, size: int, square: tuple[int, int, int] | Non
         report = said.read().decode(errors="replace")
     _check_alive(path, process.returncode)
     if not count and square and "Invalid too big" in report:
-        raise InputError(f"{path}: the square {left},{top},{side} reaches out of the picture; give "
-                         "one within it")
+        raise InputError(f"{path}: the square {','.join(map(str, square))} reaches out of the "
+                         "picture; give one within it")
     if not count:
         raise InputError(f"{path}: could not be decoded; convert it to MP4")
     if _damaged(process.returncode, report):
