@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tools import cli
 from tools.checkpoint import header_config, load_state
-from tools.media import FPS, FRAME_SAMPLES
+from tools.media import FPS, FRAME_SAMPLES, write_video
 from toy import example, faces, train_encoders, train_vae, voices, world
 from toy.refit import fit
 from toy.vocalisations import KINDS

@@ -7,12 +7,14 @@ and the error beyond which a picture is not familiar) and beside it `vae.state` 
 
 `--data DIR` takes frames of the videos in a folder in place of drawings, for those who have no
 autoencoder that knows photographs: every third frame, as neighbours are alike, mirrored at random.
+--out becomes a weights folder then, with the shipped audio encoders, which python data.py can use.
 
 `--decoder DIR` goes on with the decoder of DIR alone, with weight on the eyes, whose irises are
 six pixels wide. The latents stay what they are, so that networks trained on them stay valid.
 """
 
 import math
+import shutil
 import sys
 import time
 from dataclasses import asdict, replace
@@ -24,9 +26,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stage import Config
 from tools import prepare
-from tools.checkpoint import header_config, load_part, load_state, save_part, save_state
-from tools.cli import InputError, Parser, make_folder, number, run, warn
+from tools.checkpoint import (
+    header_config,
+    load_part,
+    load_state,
+    save_config,
+    save_part,
+    save_state,
+)
+from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, replacing, run, warn
 from toy.faces import STATE, draw, random_identity
 from vae import VAE, VAEConfig, brightness_error
 
@@ -125,7 +135,7 @@ class FilmedFaces:
     there are none to learn from, or none to be measured on."""
 
     def __init__(self, folder: Path, size: int):
-        videos = prepare.Videos(folder, size)
+        self.size, videos = size, prepare.Videos(folder, size)
         kept: dict[bool, list[np.ndarray]] = {True: [], False: []}
         for i in range(len(videos)):
             try:
@@ -168,7 +178,7 @@ def train(out: Path, minutes: float, faces: DrawnFaces | FilmedFaces, resume: bo
     elif decoder_of:
         config = header_config(VAEConfig, decoder_of / "vae.safetensors")
     else:
-        config = VAEConfig.tiny()
+        config = VAEConfig.tiny(faces.size)
     vae = VAE(config)
     if resume:
         vae.load_state_dict(state["vae"])
@@ -219,6 +229,7 @@ def train(out: Path, minutes: float, faces: DrawnFaces | FilmedFaces, resume: bo
                 "seconds": seconds, "config": asdict(config), "only_decoder": only_decoder})
             save_part(out / "vae.safetensors", vae.state_dict(), config=asdict(config), step=step,
                       familiar_error=familiar_error(vae, faces.familiar))
+            save_config(replace(Config.tiny(faces.size), vae=config), out)
             saved = now
     for name, values in (("mean", config.latent_mean), ("std", config.latent_std)):
         print(f"latents' {name} {[round(v, 2) for v in values]}")
@@ -229,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=number(float, 0.01, 1e5), default=22,
                         help="training time in all")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
-    parser.add_argument("--size", type=number(int, 16, 512), default=64,
+    parser.add_argument("--size", type=int, choices=(64, 128), default=64,
                         help="side of the pictures")
     parser.add_argument("--data", type=Path, metavar="DIR",
                         help="folder of videos to take frames from; without it, faces are drawn")
@@ -239,6 +250,11 @@ def main(argv: list[str] | None = None) -> None:
     how.add_argument("--resume", action="store_true", help="continue what --out holds")
     args = parser.parse_args(argv)
     faces = FilmedFaces(args.data, args.size) if args.data else DrawnFaces(args.size)
+    for name in ("wavlm.safetensors", "beats.safetensors") if args.data else ():
+        make_folder(args.out)
+        if not (args.out / name).exists():
+            with replacing(args.out / name) as temporary:
+                shutil.copyfile(WEIGHTS / name, temporary)
     train(args.out, args.minutes, faces, args.resume, args.decoder)
 
 
