@@ -123,7 +123,7 @@ def test_smile_shows_valence_and_eyes_show_arousal():
     assert (clips[0].event[clips[0].viseme > 0] == EVENTS.index("speech")).all()
 
 
-def test_a_portrait_is_the_same_person_in_another_mood():
+def test_a_portrait_is_the_same_person_in_another_emotion():
     clip = make_clip(5, seconds=1)
     one, two = (portrait(clip, 64, np.random.default_rng(seed)) for seed in (0, 1))
     assert one.shape == (3, 64, 64) and one.abs().max() <= 1
