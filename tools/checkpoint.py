@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
 from zipfile import BadZipFile, ZipFile
@@ -299,8 +300,9 @@ def load_state(path: str | Path) -> dict:
     raise InputError(f"{problems[0]}; begin anew, without --resume")
 
 
+@cache
 def code_version() -> str:
-    """What git calls this state of the code; "unknown" without git."""
+    """What git called this state of the code when it was first asked; "unknown" without git."""
     try:
         command = ["git", "-C", str(Path(__file__).parents[1]), "describe", "--always", "--dirty"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

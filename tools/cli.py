@@ -321,10 +321,14 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     except BrokenExecutor:
         status, line = 1, ("a process that worked for this one was killed, most likely for want of "
                            "memory; try again with more of it free")
-    except RuntimeError as error:                   # torch has no MemoryError of its own
+    except RuntimeError as error:                   # torch has no kinds of its own
         short = "out of memory|can't allocate memory|ALLOC_FAILED|could not \\w+ a primitive"
-        if not re.search(short, str(error)):
+        if re.search(short, str(error)):
+            status, line = 1, _short_of_memory(str(error))
+        elif re.search("gloo/transport|NCCL error", str(error)):
+            status, line = 1, ("another process of this training has ended; see what it said, and "
+                               "go on with --resume")
+        else:
             raise
-        status, line = 1, _short_of_memory(str(error))
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
     return status
