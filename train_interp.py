@@ -83,9 +83,10 @@ def main(argv: list[str] | None = None) -> None:
                                  frame)
         optimizer.zero_grad(set_to_none=True)
         (latent + pixel).backward()
-        nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(stage)
+        norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
+        if run.sound(latent + pixel, norm):
+            optimizer.step()
+            average.update_parameters(stage)
         run.report(latent, pixel)
 
         # Autoguidance needs a bad model: the same network while it is still under-trained.

@@ -1,24 +1,19 @@
 """What the trainings of both stages share; `train_keyframe.py` and `train_interp.py` are the loops.
 
-In reading order: the options, the processes (one, or several under torchrun), the weights folder
-and the windows to learn from, the average of the weights, what is measured and shown, and `Run`,
-which keeps the clock, reports and saves.
+In reading order: the options, the weights folder and the windows to learn from, the average of the
+weights, what is measured and shown, and `Run`, which keeps the clock, reports and saves.
 """
 
 import argparse
 import math
-import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from data import Clips, Windows, open_cache
@@ -27,7 +22,8 @@ from keyface import KeyFace
 from stage import Config, Stage, guided_keyframes, guided_segments
 from tools import checkpoint
 from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, remember_signals, replacing
-from tools.figures import load_metrics, save_grid, save_metrics
+from tools.figures import load_metrics, save_grid, save_metrics, tensorboard
+from tools.processes import Processes
 from vae import VAEConfig
 
 SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 60, 600  # seconds
@@ -35,6 +31,7 @@ CLIPS, HELD_OUT = 1200, 32  # of the drawn world to learn from; held-out windows
 TIMES_SEEN = 36  # how often each clip of the drawn world is seen, about
 STEPS_A_MINUTE = 220  # about, on two cores; only the number of clips to prepare follows from it
 WARM_UP = 100  # steps in which the learning rate rises
+UNSOUND = 10  # steps in a row that are skipped before a training gives up
 
 
 # ---- options ----------------------------------------------------------------------------------
@@ -65,65 +62,6 @@ def options(argv: list[str] | None, description: str, minutes: float, batch: int
         steps = args.steps or args.minutes * STEPS_A_MINUTE
         args.clips = min(CLIPS, max(32, round(steps * args.batch / TIMES_SEEN)))
     return args
-
-
-# ---- processes --------------------------------------------------------------------------------
-
-
-@dataclass
-class Processes:
-    """This process among those that torchrun started; without torchrun it is the only one. Rank 0
-    alone prepares data, reports and saves."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-    @staticmethod
-    def join() -> "Processes":
-        """Meets the others, over gloo on CPUs and nccl on GPUs, and picks this one's device."""
-        gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
-        device = torch.device("cuda", local) if gpus else torch.device("cpu")
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return Processes(0, 1, device)
-        if gpus:
-            torch.cuda.set_device(device)
-        # The others wait for rank 0 while it prepares the data, which may take hours.
-        dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(days=1))
-        return Processes(dist.get_rank(), dist.get_world_size(), device)
-
-    def wait(self) -> None:
-        """Until all processes have come here."""
-        if self.count > 1:
-            dist.barrier()
-
-    def agree(self, values: list[float]) -> list[float]:
-        """The largest of each value over all processes."""
-        if self.count == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return tensor.tolist()
-
-    def rows(self, batch: int) -> slice:
-        """This process's share of a batch: every `count`-th row. Raises InputError where the shares
-        would be unequal, as then the mean of their gradients is not the gradient of the mean."""
-        if batch % self.count:
-            raise InputError(f"--batch: {batch} does not divide by {self.count} processes")
-        return slice(self.rank, None, self.count)
-
-    def parallel(self, stage: Stage, some_unused: bool) -> nn.Module:
-        """The stage, wrapped so that gradients are averaged over all processes in `backward`. With
-        `some_unused`, DDP looks in each step for parameters that it did not use: while only the
-        spatial half learns, those of the temporal half."""
-        if self.count == 1:
-            return stage
-        return DistributedDataParallel(stage, find_unused_parameters=some_unused)
-
-    def leave(self) -> None:
-        """Says goodbye to the others."""
-        if self.count > 1:
-            dist.destroy_process_group()
 
 
 # ---- the weights folder, and the windows ------------------------------------------------------
@@ -269,11 +207,14 @@ class Run:
         self.held_out, self.processes, self.facts = held_out, processes, facts
         self.csv, self.metrics, self.losses = args.out / f"{name}.csv", [], []
         self.step, self.progress, self.before = 0, 0.0, 0.0  # `before`: seconds of earlier runs
+        self.skipped = self.unsound = 0  # steps, in all and up to now in a row
+        self.best = math.inf  # see `measure`
         if args.resume:
             self.resume()
         self.began = time.monotonic()
         self.reported = self.saved = self.shown = 0.0  # when, in seconds since it began
         self.saved_step = self.step
+        self.board = processes.rank == 0 and tensorboard(args.out / name, self.step)
         self.signals = remember_signals()
         if processes.rank == 0:
             length = f"{args.steps} steps" if args.steps else f"{args.minutes:g} minutes"
@@ -283,18 +224,19 @@ class Run:
     def resume(self) -> None:
         """Takes weights, average, optimizer and step from NAME.state in --out."""
         path = self.args.out / f"{self.name}.state"
-        if not path.exists():
-            raise InputError(f"--resume: {path} does not exist")
         state = checkpoint.load_state(path)
         try:
             self.stage.load_state_dict(state["stage"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.before = state["step"], state["seconds"]
-            self.facts = state["facts"]
+            self.facts, self.skipped = state["facts"], state.get("skipped", 0)
         except (KeyError, RuntimeError, TypeError, ValueError):
             raise InputError(f"--resume: {path} does not fit config.json") from None
         self.metrics = [row for row in load_metrics(self.csv) if row["step"] <= self.step]
+        best = path.with_suffix(".best.safetensors")
+        if best.exists():
+            self.best = checkpoint.header_number(best, "held_out") or math.inf
 
     @property
     def seconds(self) -> float:
@@ -316,9 +258,24 @@ class Run:
             group["lr"] = args.lr * rate
         return True
 
+    def sound(self, loss: Tensor, norm: Tensor) -> bool:
+        """Whether the loss and the norm of its gradient are finite in all processes; where not, the
+        step is to be skipped. Raises InputError after UNSOUND such steps in a row."""
+        [unsound] = self.processes.agree([float(not (loss + norm).isfinite())])
+        self.unsound = self.unsound + 1 if unsound else 0
+        self.skipped += int(unsound)
+        if self.unsound == UNSOUND:
+            kept = (f"--resume, from {self.args.out}/{self.name}.state of step {self.saved_step}, "
+                    "which is intact, and" if self.saved_step else "to begin anew with")
+            raise InputError(f"{self.name}: the loss or its gradient was not finite in {UNSOUND} "
+                             f"steps in a row; try {kept} an --lr below {self.args.lr:g}")
+        return not unsound
+
     def report(self, latent: Tensor, pixel: Tensor) -> None:
-        """Counts a step; now and then measures, shows and saves."""
+        """Counts a step; now and then measures, shows and saves, but not after a skipped step."""
         self.step += 1
+        if self.unsound:
+            return
         self.losses.append((latent.item(), pixel.item()))
         if self.processes.rank > 0:
             return
@@ -331,15 +288,21 @@ class Run:
             self.show()
 
     def measure(self) -> None:
-        """Appends a row of losses to NAME.csv, prints it and draws the curves."""
+        """Appends a row of losses to NAME.csv, prints it and draws the curves. Where the mean of
+        val_1 and val_10 is the least so far, the weights are kept as NAME.best.safetensors, too."""
         now, losses = time.monotonic() - self.began, np.mean(self.losses, axis=0)
         self.metrics.append({"minutes": round(self.seconds / 60, 2), "step": self.step,
                              "latent_loss": losses[0], "pixel_loss": losses[1],
                              **validate(self.average.module.eval(), self.held_out)})
         numbers = "  ".join(f"{k} {v if k == 'step' else f'{v:.4g}'}"
                             for k, v in self.metrics[-1].items())
-        print(f"{numbers}  {len(self.losses) / (now - self.reported):.2f} steps/s", flush=True)
-        save_metrics(self.csv, self.metrics)
+        print(f"{numbers}  {len(self.losses) / (now - self.reported):.2f} steps/s"
+              + f"  {self.skipped} skipped" * bool(self.skipped), flush=True)
+        save_metrics(self.csv, self.metrics, self.board)
+        held_out = (self.metrics[-1]["val_1"] + self.metrics[-1]["val_10"]) / 2
+        if held_out < self.best:
+            self.best = held_out
+            self.keep(self.csv.with_suffix(".best.safetensors"), held_out=held_out)
         self.reported, self.losses = time.monotonic() - self.began, []
 
     def show(self) -> None:
@@ -348,21 +311,22 @@ class Run:
               self.held_out)
         self.shown = time.monotonic() - self.began
 
-    def keep(self, path: Path) -> None:
+    def keep(self, path: Path, **figures: float) -> None:
         """Writes the averaged weights, with their origin in the header."""
         checkpoint.save_part(path, self.average.module.state_dict(), step=self.step,
                              minutes=round(self.seconds / 60, 1), config=asdict(self.stage.config),
-                             version=checkpoint.code_version(), seed=self.args.seed)
+                             version=checkpoint.code_version(), seed=self.args.seed, **figures)
 
     def save(self) -> None:
-        """Writes the weights, and what --resume needs beside the same options. What is random
+        """Writes the weights, then what --resume needs beside the same options. What is random
         follows from seed and step, so there is no random state to keep. A resumed training is exact
-        with --steps; with --minutes learning rate and phases follow the clock."""
+        with --steps, wherever it was killed: the state decides, and weights that are newer are
+        written again. With --minutes learning rate and phases follow the clock."""
         self.keep(self.args.out / f"{self.name}.safetensors")
         checkpoint.save_state(self.args.out / f"{self.name}.state", {
             "stage": self.stage.state_dict(), "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
-            "facts": self.facts})
+            "facts": self.facts, "skipped": self.skipped})
         self.saved, self.saved_step = time.monotonic() - self.began, self.step
 
     def finish(self) -> None:

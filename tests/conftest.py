@@ -22,9 +22,11 @@ def frozen(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("frozen")
     tiny = Config.tiny()
-    small = {"model_channels": 16, "num_groups": 4, "num_head_channels": 16, "context_dim": 24}
+    small = {"model_channels": 16, "channel_mult": (1, 2), "attention_resolutions": (2,),
+             "num_groups": 4, "num_head_channels": 16, "context_dim": 24}
     config = replace(
-        tiny, keyframe=replace(tiny.keyframe, frames=4, unet=UNetConfig.tiny(**small)),
+        tiny, vae=replace(tiny.vae, ch=4, num_groups=2),
+        keyframe=replace(tiny.keyframe, frames=4, unet=UNetConfig.tiny(**small)),
         interp=replace(tiny.interp,
                        unet=UNetConfig.tiny(in_channels=9, emotion_dim=0, **small)))
     torch.manual_seed(0)

@@ -1,10 +1,17 @@
 """Training: data from a folder, the loop in process, and one whole run that is told to stop."""
 
 import json
+import math
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -136,7 +143,7 @@ def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, 
                                                                         monkeypatch):
     out = copy(frozen, tmp_path / "out")
     monkeypatch.setattr(training, "sheet", SHEET)
-    state = train(train_interp, out, "--minutes=0.02")
+    state = train(train_interp, out, "--steps=10")
     lines = (out / "interp.csv").read_text().splitlines()
     assert lines[0].startswith("minutes,step,latent_loss") and len(lines) >= 2
     assert int(float(lines[-1].split(",")[1])) == state["step"]
@@ -152,33 +159,139 @@ def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, 
         out / "interp_bad.safetensors").read_bytes()
 
 
-DOUBLE = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import torch
-torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)
-import test_training, train_keyframe, training
-training.HELD_OUT = 2
-training.sheet = lambda *_: None
-training.remember_signals = lambda: test_training.StopAfter(int(sys.argv[1]))
-train_keyframe.main(sys.argv[2:])
-"""
+def process(argv: list[str], log: Path, env: dict[str, str], halt: tuple[str, int]) -> None:
+    """A training that saves after every step, in float64 and in a process of its own. Step 3 has an
+    infinite loss in the last process. At the n-th time that `halt` is to be renamed, the process
+    stands still and leaves a file *halted* beside the log."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["train_keyframe.py"]
+    os.environ.update(env, CUDA_VISIBLE_DEVICES="")
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    training.HELD_OUT, training.sheet = 2, lambda *_: None
+    training.SAVE_EVERY, training.Run.measure = -1, lambda _: None
+
+    forward, replace, names = Stage.forward, os.replace, []
+
+    def overflowing(self, *args):
+        latent, pixel = forward(self, *args)
+        last = int(env.get("RANK", 0)) == int(env.get("WORLD_SIZE", 1)) - 1
+        return latent + (math.inf if torch.initial_seed() == 3 and last else 0), pixel
+
+    def halting(source, target):
+        names.append(Path(source).name)
+        if names.count(halt[0]) == halt[1]:
+            log.with_name("halted").touch()
+            time.sleep(600)
+        replace(source, target)
+
+    Stage.forward, os.replace = overflowing, halting
+    sys.exit(cli.run(train_keyframe.main, argv))
 
 
-def test_two_processes_compute_what_one_does(frozen, cache, tmp_path):
-    """20 steps in float64, through both phases; the two are stopped in between and resume."""
-    script = tmp_path / "double.py"
-    script.write_text(DOUBLE.format(root=str(ROOT), tests=str(ROOT / "tests")))
-    one, two = copy(frozen, tmp_path / "one"), copy(frozen, tmp_path / "two")
-    options = ["--steps=20", "--batch=2", f"--data={cache}"]
-    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for command in ([sys.executable, script, "1000", f"--out={one}", *options],
-                    [*both, script, "8", f"--out={two}", *options],
-                    [*both, script, "1000", f"--out={two}", *options, "--resume"]):
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-    once, twice = (load_state(out / "keyframe.state") for out in (one, two))
-    assert once["step"] == twice["step"] == 20
+@pytest.fixture(scope="module")
+def start(cache):
+    """Starts a training in processes of its own, which share its batches as under torchrun. They
+    are forked from a process that has imported everything, which takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_training", "transformers.models.wavlm.modeling_wavlm"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        multiprocessing.forkserver.ensure_running()
+
+    def start(out: Path, *options: str, count: int = 1, halt: tuple[str, int] = ("", 1)) -> list:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        started = []
+        for rank in range(count):
+            env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
+                   "WORLD_SIZE": str(count)}
+            argv = [f"--out={out}", f"--data={cache}", "--steps=8", "--batch=2", *options]
+            started.append(context.Process(target=process, args=(
+                argv, out.with_name(f"{out.name}.log{rank}"), env, halt if rank == 0 else ("", 1))))
+            started[-1].start()
+        return started
+
+    return start
+
+
+def finish(started: list, status: int = 0) -> None:
+    for each in started:
+        each.join(100)
+        assert each.exitcode == status
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 100
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(frozen, start, tmp_path_factory) -> Path:
+    out = copy(frozen, tmp_path_factory.mktemp("undisturbed") / "out")
+    finish(start(out))
+    return out
+
+
+def same_end(a: Path, b: Path) -> bool:
+    """Whether two trainings ended with the same bits: weights, average, optimizer and the rest."""
+    def end(out: Path) -> tuple[dict, dict]:
+        state = load_state(out / "keyframe.state")
+        moments = {f"{i}.{name}": value for i, each in state["optimizer"]["state"].items()
+                   for name, value in each.items()}
+        tensors = {**state["stage"], **state["average"], **moments,
+                   **load_file(out / "keyframe.safetensors")}
+        return tensors, {k: state[k] for k in ("step", "facts", "skipped")}
+
+    (ours, rest), (theirs, others) = end(a), end(b)
+    return equal(ours, theirs) and rest == others
+
+
+def test_killed_at_any_time_a_training_ends_as_if_undisturbed(frozen, undisturbed, start, tmp_path):
+    """Killed while it writes the weights, between the weights and the state, between the state that
+    gives way and the new one, and at a random moment."""
+    out, halted = copy(frozen, tmp_path / "out"), tmp_path / "halted"
+    options = []
+    for halt in (("keyframe.safetensors", 2), ("keyframe.state", 3), ("keyframe.state", 4)):
+        [running] = start(out, *options, halt=halt)
+        wait_for(halted)
+        running.kill()
+        running.join()
+        halted.unlink()
+        assert [path.name for path in out.glob(".keyface.*/*")] == [halt[0]]  # it was in a save
+        options = ["--resume"]
+    [running] = start(out, *options)
+    wait_for(out / "keyframe.state")  # the kill before left none but that of the step before
+    time.sleep(random.uniform(0, 0.2))
+    running.kill()
+    running.join()
+    assert running.exitcode == -signal.SIGKILL
+    finish(start(out, *options))
+    assert load_state(out / "keyframe.state")["step"] == 8
+    assert same_end(out, undisturbed)
+    assert not list(out.glob(".*"))
+
+
+def test_two_processes_compute_what_one_does(frozen, undisturbed, start, tmp_path):
+    """Through both phases and a step that one of the two says to skip; and what two compute is the
+    same to the bit where one was killed as it saved. The other then ends with one line."""
+    whole, parted = copy(frozen, tmp_path / "whole"), copy(frozen, tmp_path / "parted")
+    finish(start(whole, count=2))
+    first, second = start(parted, count=2, halt=("keyframe.state", 6))
+    wait_for(tmp_path / "halted")
+    first.kill()
+    finish([second], 1)
+    *_, said = (tmp_path / "parted.log1").read_text().splitlines()
+    assert said == ("train_keyframe.py: error: another process of this training has ended; see "
+                    "what it said, and go on with --resume")
+    finish(start(parted, "--resume", count=2))
+    assert same_end(whole, parted)
+    once, twice = (load_state(out / "keyframe.state") for out in (undisturbed, whole))
+    assert once["step"] == twice["step"] == 8 and once["skipped"] == twice["skipped"] == 1
     for name, value in once["stage"].items():
         assert value.dtype == torch.float64
         assert torch.allclose(value, twice["stage"][name], atol=1e-5, rtol=0), name
@@ -187,7 +300,8 @@ def test_two_processes_compute_what_one_does(frozen, cache, tmp_path):
 def test_an_autoencoder_trained_again_brings_its_own_statistics(frozen, tmp_path, train):
     out = copy(frozen, tmp_path / "out")
     vae = replace(load_config(Config, out).vae, latent_mean=(1.0, 2.0, 3.0, 4.0))
-    save_part(out / "vae.safetensors", KeyFace(Config.tiny()).vae.state_dict(), config=asdict(vae))
+    save_part(out / "vae.safetensors", KeyFace(load_config(Config, out)).vae.state_dict(),
+              config=asdict(vae))
     train(train_keyframe, out, "--steps=1", f"--data={films(tmp_path / 'films', [41, 41])}")
     assert load_config(Config, out).vae == vae
 
