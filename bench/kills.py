@@ -1,8 +1,8 @@
 """Does a training survive being killed? `python bench/kills.py`, in the repository's root.
 
-Trains keyframes twice for the same short time, saving after every step: once undisturbed, once
-killed with SIGKILL at random moments, while it starts, learns or saves, and resumed each time. Then
-everything that the two left is compared to the bit: weights, average, optimizer and counts.
+Trains keyframes for a few steps and saves after every one: once undisturbed, then again, as often as
+it takes, killed with SIGKILL at random moments, while it starts, learns or saves, and resumed each
+time. What is left at the end is compared to the bit: weights, average, optimizer and counts.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -32,7 +33,7 @@ sys.exit(cli.run(train_keyframe.main))
 """
 
 
-def train(out: Path, steps: int, seconds: float | None) -> bool:
+def train(out: Path, steps: int, seconds: float | None = None) -> bool:
     """Trains, on from what `out` holds; True if that was ended with SIGKILL after `seconds`."""
     command = [sys.executable, "-c", TRAINING, f"--out={out}", f"--steps={steps}", "--batch=1",
                "--windows=64", *["--resume"] * any(out.glob("keyframe.state*"))]
@@ -73,33 +74,38 @@ def digest(out: Path) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("bench/kills.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--kills", type=number(int, 1, 1000), default=20)
-    parser.add_argument("--steps", type=number(int, 1, 10**5), default=80)
-    parser.add_argument("--seconds", type=number(float, 1, 1000), default=20,
-                        help="the longest that a training lives (default 20)")
+    parser.add_argument("--steps", type=number(int, 1, 10**5), default=30)
     args = parser.parse_args(argv)
 
+    kills = in_saves = trainings = 0
+    equal = True
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        train(whole, args.steps, None)
-        # The other has the same windows, and nothing yet of the training itself.
-        shutil.copytree(whole, killed, ignore=lambda at, names: [
-            name for name in names if at == str(whole) and name.startswith("keyframe")])
-        kills = in_saves = 0
-        print("kill   after (s)   state of step   while it saved")
+        train(whole, args.steps)
+        expected = digest(whole)
+        start = time.monotonic()
+        train(whole, args.steps)  # which has nothing left to do
+        start = time.monotonic() - start
+        print(f"undisturbed: sha256={expected}; a start takes {start:.1f} s\n"
+              "kill   after (s)   state of step   while it saved", flush=True)
         while kills < args.kills:
-            seconds = random.uniform(0, args.seconds)
-            if not train(killed, args.steps, seconds):
-                break
-            kills += 1
-            saved = any(killed.glob(".keyface.*"))
-            in_saves += saved
-            there = any(killed.glob("keyframe.state*"))
-            step = load_state(killed / "keyframe.state")["step"] if there else 0
-            print(f"{kills:4} {seconds:11.1f} {step:15} {'yes' if saved else 'no':>16}", flush=True)
-        train(killed, args.steps, None)
-        ours, theirs = digest(whole), digest(killed)
-        print(f"kills={kills} while_saving={in_saves} steps={args.steps} equal={ours == theirs} "
-              f"sha256={theirs[:16]}")
+            # The other has the same windows, and nothing yet of the training itself.
+            shutil.rmtree(killed, ignore_errors=True)
+            shutil.copytree(whole, killed, ignore=lambda at, names: [
+                name for name in names if at == str(whole) and name.startswith("keyframe")])
+            while kills < args.kills and train(
+                    killed, args.steps, seconds := random.uniform(0, 2.5 * start)):
+                kills += 1
+                in_saves += (saved := any(killed.glob(".keyface.*")))
+                there = any(killed.glob("keyframe.state*"))
+                step = load_state(killed / "keyframe.state")["step"] if there else 0
+                print(f"{kills:4} {seconds:11.1f} {step:15} {'yes' if saved else 'no':>16}",
+                      flush=True)
+            train(killed, args.steps)
+            trainings += 1
+            equal = equal and digest(killed) == expected
+    print(f"kills={kills} while_saving={in_saves} trainings={trainings} steps={args.steps} "
+          f"equal={equal}")
 
 
 if __name__ == "__main__":

@@ -68,17 +68,17 @@ def frozen(tmp_path_factory) -> Path:
     return folder
 
 
-def windows(n: int = 4, side: int = 16) -> Windows:
-    """Of latents side x side, which are a corner of the same ones, whatever the side."""
+def windows(n: int = 4, side: int = 8) -> Windows:
+    """Of latents side x side; keyframes may be smaller than config.json says."""
     g = torch.Generator().manual_seed(3)
     numbers = {"generator": g, "dtype": torch.float32}
-    waves = torch.linspace(0, 12, 4 * 16 * 16).sin().view(4, 16, 16)  # all alike: easily learnt
-    return Windows(waves.expand(n, 4, 4, 16, 16)[..., :side, :side].half(),
-                   torch.randn(n, 4, 16, 16, **numbers)[..., :side, :side].half(),
+    wave = torch.linspace(0, 12, 4 * side**2).sin().view(4, side, side)  # all alike: easily learnt
+    return Windows(wave.expand(n, 4, 4, side, side).half(),
+                   torch.randn(n, 4, side, side, **numbers).half(),
                    torch.randn(n, 4, 2, 128, **numbers).half(),
                    torch.rand(n, 4, 2, **numbers),
-                   torch.randint(256, (n, 4, 3, 64, 64), generator=g,
-                                 dtype=torch.uint8)[..., :4 * side, :4 * side])
+                   torch.randint(256, (n, 4, 3, 4 * side, 4 * side), generator=g,
+                                 dtype=torch.uint8))
 
 
 class StopAfter(list):
@@ -96,7 +96,11 @@ class StopAfter(list):
 @pytest.fixture
 def train(monkeypatch):
     """Runs a training script in this process, on made-up windows; returns the state it saved."""
-    monkeypatch.setattr(training, "windows", lambda *_: (windows(), windows(2)))
+    def made_up(args, model, stage, *_) -> tuple[Windows, Windows]:
+        side = 16 if stage.config.interpolation else 8
+        return windows(4, side), windows(2, side)
+
+    monkeypatch.setattr(training, "windows", made_up)
     monkeypatch.setattr(training, "WARM_UP", 5)
     monkeypatch.setattr(training, "sheet", lambda *_: None)  # one test draws it
 
@@ -186,13 +190,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(frozen, tmp_path, trai
     """After nine in a row all is as before them, and training goes on."""
     unsound(monkeypatch, range(3, 12), gradient)
     out = copy(frozen, tmp_path / "out")
-    before = train(train_keyframe, out, "--steps=13", stop=3)
-    after = train(train_keyframe, out, "--steps=13", "--resume", stop=12)
+    before = train(train_keyframe, out, "--steps=13", "--batch=1", stop=3)
+    after = train(train_keyframe, out, "--steps=13", "--batch=1", "--resume", stop=9)
     assert (before["step"], before["skipped"], after["step"], after["skipped"]) == (3, 0, 12, 9)
     assert equal(before["stage"], after["stage"]) and equal(before["average"], after["average"])
     assert equal(*(dict(enumerate(each.values())) for state in (before, after)
                    for each in [state["optimizer"]["state"][0]]))
-    end = train(train_keyframe, out, "--steps=13", "--resume")
+    end = train(train_keyframe, out, "--steps=13", "--batch=1", "--resume")
     assert end["skipped"] == 9 and not equal(end["stage"], after["stage"])
     assert all(value.isfinite().all() for value in end["stage"].values())
     assert " steps/s  9 skipped\n" in capsys.readouterr().out
@@ -205,7 +209,7 @@ def test_ten_such_steps_in_a_row_end_the_training(frozen, tmp_path, train, monke
     with pytest.raises(InputError, match="keyframe: the loss or its gradient was not finite in 10 "
                        "steps in a row; try --resume, from .*/keyframe.state of step 2, which is "
                        "intact, and an --lr below 0.0015$"):
-        train(train_keyframe, out, "--steps=13")
+        train(train_keyframe, out, "--steps=13", "--batch=1")
     assert load_state(out / "keyframe.state")["step"] == 2
     header = load_metadata(out / "keyframe.safetensors")
     assert header["step"] == "2" and not list(out.glob(".*"))
@@ -267,7 +271,7 @@ def process(argv: list[str], log: Path, env: dict[str, str], halt: tuple[str, in
     os.environ.update(env, CUDA_VISIBLE_DEVICES="")
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    training.windows, training.sheet = lambda *_: (windows(4, 8), windows(2, 8)), lambda *_: None
+    training.windows, training.sheet = lambda *_: (windows(), windows(2)), lambda *_: None
     training.SAVE_EVERY, training.Run.measure = -1, lambda _: None
 
     forward, replace, names = Stage.forward, os.replace, []
