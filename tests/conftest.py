@@ -24,11 +24,12 @@ def frozen(tmp_path_factory) -> Path:
     tiny = Config.tiny()
     small = {"model_channels": 16, "channel_mult": (1, 2), "attention_resolutions": (2,),
              "num_groups": 4, "num_head_channels": 16, "context_dim": 24}
+    common = {"latent_shape": (4, 8, 8)}
     config = replace(
-        tiny, vae=replace(tiny.vae, ch=4, num_groups=2),
-        keyframe=replace(tiny.keyframe, frames=4, unet=UNetConfig.tiny(**small)),
-        interp=replace(tiny.interp,
-                       unet=UNetConfig.tiny(in_channels=9, emotion_dim=0, **small)))
+        tiny, size=32, vae=replace(tiny.vae, ch=4, num_groups=2),
+        keyframe=replace(tiny.keyframe, frames=4, unet=UNetConfig.tiny(**small), **common),
+        interp=replace(tiny.interp, **common,
+                       unet=UNetConfig.tiny(in_channels=9, emotion_dim=0, **small))).check()
     torch.manual_seed(0)
     model = KeyFace(config)
     out = model.vae.encoder.conv_out  # its second half is the log-variance: a little noise only
@@ -59,6 +60,6 @@ def films(folder: Path, lengths: list[int], kinds: str = "") -> Path:
 def cache(frozen, tmp_path_factory) -> Path:
     """A cache of five films, of which the first is held out."""
     folder = tmp_path_factory.mktemp("cache")
-    source = prepare.Videos(films(folder / "films", [60, 45, 46, 47, 48]), 64)
+    source = prepare.Videos(films(folder / "films", [60, 45, 46, 47, 48]), 32)
     prepare.prepare(source, folder / "cache", frozen, workers=1)
     return folder / "cache"

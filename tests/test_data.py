@@ -33,7 +33,7 @@ def clips(cache: Path, frozen: Path, split: str = "train", **changes) -> Clips:
 def test_a_shard_holds_what_the_frozen_networks_make_of_a_video(cache, frozen):
     shard = load_file(cache / "shards/1.mp4.000.safetensors")
     model, path = KeyFace.load_frozen(frozen), cache.parent / "films/1.mp4"
-    video = read_video(path, 64)
+    video = read_video(path, 32)
     images = torch.tensor(video).permute(0, 3, 1, 2) / 127.5 - 1
     posterior = model.vae.encode(images)
     tokens = model.audio(torch.tensor(read_audio(path)))
@@ -66,7 +66,7 @@ def test_the_identity_is_a_frame_outside_of_the_window(cache, frozen, tmp_path):
     mine = Path(shutil.copytree(cache, tmp_path / "mine"))
     path = mine / "shards/0.mp4.000.safetensors"
     shard = load_file(path)
-    shard["mean"] = torch.arange(60)[:, None, None, None].expand(60, 4, 16, 16).half().contiguous()
+    shard["mean"] = torch.arange(60)[:, None, None, None].expand(60, 4, 8, 8).half().contiguous()
     shard["logvar"].fill_(-30)
     save_file(shard, path)
     for window in (clips(mine, frozen, "test").batch(1, step) for step in range(10)):
@@ -100,12 +100,12 @@ def test_the_order_takes_every_clip_once_before_any_twice(cache, frozen):
     parts = [made.batch(2, 3, slice(rank, None, 2)) for rank in range(2)]  # of two processes
     assert torch.equal(torch.cat([part.latents for part in parts]), whole.latents)
     single = made.singles(3, 0)
-    assert single.latents.shape == (3, 1, 4, 16, 16) and single.audio_tokens.shape[1] == 1
+    assert single.latents.shape == (3, 1, 4, 8, 8) and single.audio_tokens.shape[1] == 1
 
 
 def test_kinds_have_equal_weight(frozen, tmp_path):
     folder = films(tmp_path / "films", [41, 42, 43, 44, 45], "  l  ")
-    prepare.prepare(prepare.Videos(folder, 64), tmp_path / "cache", frozen, workers=1)
+    prepare.prepare(prepare.Videos(folder, 32), tmp_path / "cache", frozen, workers=1)
     made = clips(tmp_path / "cache", frozen)
     seen = Counter(path.name[0] for step in range(6) for path, _ in made.batch(4, step).rows_of)
     assert seen["2"] == 12 and seen["1"] == seen["3"] == seen["4"] == 4
@@ -115,7 +115,7 @@ def test_preparing_goes_on_where_it_stopped(frozen, tmp_path):
     folder, cache = films(tmp_path / "films", [16, 17, 18]), tmp_path / "cache"
 
     def made() -> dict[str, int]:
-        prepare.prepare(prepare.Videos(folder, 64), cache, frozen, workers=1)
+        prepare.prepare(prepare.Videos(folder, 32), cache, frozen, workers=1)
         return {p.name[0]: p.stat().st_mtime_ns for p in (cache / "shards").glob("*.safetensors")}
 
     before = made()
@@ -211,7 +211,7 @@ def test_the_square_of_a_video(tmp_path):
 
 def test_long_videos_become_several_clips(frozen, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "PIECE", 25)
-    prepare.prepare(prepare.Videos(films(tmp_path / "films", [16, 60]), 64), tmp_path / "cache",
+    prepare.prepare(prepare.Videos(films(tmp_path / "films", [16, 60]), 32), tmp_path / "cache",
                     frozen, workers=1)
     first, second = (load_file(tmp_path / f"cache/shards/1.mp4.00{i}.safetensors")
                      for i in range(2))
@@ -233,7 +233,7 @@ def test_the_drawn_world_writes_the_same_shards(frozen, tmp_path, monkeypatch):
     times = [entry["times"][row] for row in rows]
     assert np.diff(times).tolist() == [13, 13, 13]
     clip = world.make_clip(0, "train", 8, world.kind_of(0))
-    truth = world.frames(clip, times, 64)
+    truth = world.frames(clip, times, 32)
     shown = torch.cat([window.pictures(1, frame) for frame in range(4)])
     assert (shown - truth).abs().mean() < 0.02 < (shown - truth.roll(1, 0)).abs().mean()
     assert np.allclose(window.emotion[0], clip.emotion[times])
@@ -259,7 +259,7 @@ def test_caches_that_do_not_fit(cache, frozen, tmp_path):
     (mine / "manifest.json").write_text(text)
     other = Path(shutil.copytree(frozen, tmp_path / "other"))
     save_config(replace(load_config(Config, other), size=128), other)
-    refuses("its pictures are of 64 pixels, those of .*other of 128; run", other)
+    refuses("its pictures are of 32 pixels, those of .*other of 128; run", other)
     save_config(load_config(Config, frozen), other)
     vae = load_file(other / "vae.safetensors")
     save_part(other / "vae.safetensors", {k: v + 1 for k, v in vae.items()})

@@ -1,11 +1,13 @@
 """Training: data from a folder, the loop in process, and one whole run that is told to stop."""
 
+import itertools
 import json
 import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -14,6 +16,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,6 +40,7 @@ from tools.checkpoint import (
     save_part,
 )
 from tools.cli import InputError
+from tools.figures import load_metrics
 from tools.media import read_audio
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,6 +132,51 @@ def test_training_learns_and_saves(frozen, cache, tmp_path, train, monkeypatch):
     assert all(torch.equal(kept[k], average[k].half()) for k in kept)
 
 
+def unsound(monkeypatch, steps: range, gradient: bool) -> None:
+    """Makes the loss of these steps NaN, or only its gradient."""
+    forward = Stage.forward
+
+    def wrong(self, *args):
+        latent, pixel = forward(self, *args)
+        if torch.initial_seed() in steps:
+            zero = 0 * next(self.parameters()).sum()  # whose root has no finite slope
+            latent = latent + (zero.sqrt() if gradient else math.nan)
+        return latent, pixel
+
+    monkeypatch.setattr(Stage, "forward", wrong)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(frozen, tmp_path, train, monkeypatch,
+                                                          capsys, gradient):
+    """After nine in a row all is as before them, and training goes on."""
+    unsound(monkeypatch, range(3, 12), gradient)
+    out = copy(frozen, tmp_path / "out")
+    before = train(train_keyframe, out, "--steps=13", "--batch=1", stop=3)
+    after = train(train_keyframe, out, "--steps=13", "--batch=1", "--resume", stop=9)
+    assert (before["step"], before["skipped"], after["step"], after["skipped"]) == (3, 0, 12, 9)
+    assert equal(before["stage"], after["stage"]) and equal(before["average"], after["average"])
+    assert equal(*(dict(enumerate(each.values())) for state in (before, after)
+                   for each in [state["optimizer"]["state"][0]]))
+    end = train(train_keyframe, out, "--steps=13", "--batch=1", "--resume")
+    assert end["skipped"] == 9 and not equal(end["stage"], after["stage"])
+    assert all(value.isfinite().all() for value in end["stage"].values())
+    assert " steps/s  9 skipped\n" in capsys.readouterr().out
+
+
+def test_ten_such_steps_in_a_row_end_the_training(frozen, tmp_path, train, monkeypatch):
+    unsound(monkeypatch, range(2, 13), False)
+    monkeypatch.setattr(training, "SAVE_EVERY", -1)
+    out = copy(frozen, tmp_path / "out")
+    with pytest.raises(InputError, match="keyframe: the loss or its gradient was not finite in 10 "
+                       "steps in a row; try --resume, from .*/keyframe.state of step 2, which is "
+                       "intact, and an --lr below 0.0015$"):
+        train(train_keyframe, out, "--steps=13", "--batch=1")
+    assert load_state(out / "keyframe.state")["step"] == 2
+    header = load_metadata(out / "keyframe.safetensors")
+    assert header["step"] == "2" and not list(out.glob(".*"))
+
+
 def test_the_average_is_the_closed_form(frozen):
     """Of weights 1, 2, 3: the first is taken whole, later ones with 1 - (1 + n) / (10 + n)."""
     layer = torch.nn.Linear(1, 1, bias=False)
@@ -143,7 +192,21 @@ def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, 
                                                                         monkeypatch):
     out = copy(frozen, tmp_path / "out")
     monkeypatch.setattr(training, "sheet", SHEET)
-    state = train(train_interp, out, "--steps=10")
+    ticks = itertools.count()  # a clock of which every look takes a second
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    rows = {}
+    writer = SimpleNamespace(flush=lambda: None, add_scalar=lambda name, value, step: (
+        rows.setdefault(step, {}).update({name: value})))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(
+        SummaryWriter=lambda folder, purge_step: folder == out / "interp" and writer))
+    state = train(train_interp, out, "--minutes=0.4")
+    metrics = load_metrics(out / "interp.csv")
+    assert metrics == list(rows.values()) and len(metrics) >= 2  # TensorBoard has the same
+    best = {name: json.loads(value)
+            for name, value in load_metadata(out / "interp.best.safetensors").items()}
+    least = min(metrics, key=lambda row: row["val_1"] + row["val_10"])
+    assert best["step"] == least["step"]
+    assert np.isclose(best["held_out"], (least["val_1"] + least["val_10"]) / 2)
     lines = (out / "interp.csv").read_text().splitlines()
     assert lines[0].startswith("minutes,step,latent_loss") and len(lines) >= 2
     assert int(float(lines[-1].split(",")[1])) == state["step"]
@@ -308,13 +371,81 @@ def test_an_autoencoder_trained_again_brings_its_own_statistics(frozen, tmp_path
 
 def test_folders_and_states_that_do_not_fit_are_refused(frozen, tmp_path, train):
     out = copy(frozen, tmp_path / "out")
-    with pytest.raises(InputError, match="keyframe.state does not exist"):
+    with pytest.raises(InputError, match="keyframe.state does not exist; begin anew, without --re"):
         train(train_keyframe, out, "--resume")
     checkpoint.save_state(out / "keyframe.state", {"stage": {"a": torch.zeros(1)}})
     with pytest.raises(InputError, match="does not fit config.json"):
         train(train_keyframe, out, "--resume")
     with pytest.raises(InputError, match="lacks vae.safetensors, wavlm.safetensors, beats.safe"):
         train(train_keyframe, out, f"--init={tmp_path / 'nothing'}")
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, capsys):
+    path = tmp_path / "a.state"
+    before, newest = tmp_path / "a.state.1", {"step": 3, "x": torch.arange(1000.0)}
+    for step in (1, 2):
+        checkpoint.save_state(path, {"step": step})
+    checkpoint.save_state(path, newest)
+    assert sorted(tmp_path.iterdir()) == [path, before]  # the last two
+    assert torch.equal(load_state(path)["x"], newest["x"]) and capsys.readouterr().err == ""
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(newest["x"].numpy().tobytes()) + 2000] ^= 1
+    for content in (whole[:len(whole) // 2], bytes(len(whole)), bytes(flipped), b""):
+        path.write_bytes(content)
+        assert load_state(path)["step"] == 2
+        said = capsys.readouterr().err
+        assert "a.state: damaged" in said and said.endswith("the one before, a.state.1\n")
+    path.unlink()
+    assert load_state(path)["step"] == 2  # a kill between two renames
+    before.write_bytes(b"")
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="a.state: damaged.*; begin anew, without --resume"):
+        load_state(path)
+
+
+def test_a_full_disk_leaves_the_states_that_are_there(tmp_path):
+    """A limit on the size of files stands in for the disk."""
+    path = tmp_path / "a.state"
+    for step in (1, 2):
+        checkpoint.save_state(path, {"step": step})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, hard))
+    try:
+        with pytest.raises(OSError, match="cannot write .*a.state: File too large"):
+            checkpoint.save_state(path, {"step": 3, "x": torch.zeros(10**5)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [load_state(tmp_path / name)["step"] for name in ("a.state", "a.state.1")] == [2, 1]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls, fsync, rename = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append(os.fstat(file).st_ino),
+                                                   fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("renamed"), rename(*paths)))
+    save_part(tmp_path / "a.safetensors", {"x": torch.zeros(1)})
+    file, folder = (tmp_path / "a.safetensors").stat().st_ino, tmp_path.stat().st_ino
+    assert calls == [file, "renamed", folder]
+    calls.clear()
+    for step in (1, 2):
+        checkpoint.save_state(tmp_path / "a.state", {"step": step})
+    assert calls[-4:] == ["renamed", (tmp_path / "a.state").stat().st_ino, "renamed", folder]
+    assert (tmp_path / "a.state").stat().st_ino in calls[:calls.index("renamed", 3)]
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    stay = [f".keyface.{os.getppid()}.1", ".keyface.mine.1", ".other"]  # a live one's; not ours
+    for name in (f".keyface.{dead.pid}.1", f".keyface.{os.getpid()}.1", *stay):
+        (tmp_path / name).mkdir()
+    with cli.replacing(tmp_path / "a") as temporary:
+        temporary.touch()
+        cli.make_folder(tmp_path)
+        assert temporary.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"a", *stay}
 
 
 @pytest.mark.parametrize("options, line", [
