@@ -71,6 +71,13 @@ def main(argv: list[str] | None = None) -> None:
     parallel = processes.parallel(stage, some_unused=False)
 
     while run.go_on():
+        # Autoguidance needs a bad model: the same network while it is still under-trained. It is
+        # kept before the step, so that a training killed at this point keeps the same one again.
+        if run.facts["early_due"] and run.progress >= EARLY:
+            if processes.rank == 0:
+                run.keep(args.out / "interp_bad.safetensors")
+            run.facts["early_due"] = False
+
         # Every process draws for the whole batch and takes its rows, as in train_keyframe.py.
         batch = clips.batch(args.batch, run.step, rows).to(processes.device)
         torch.manual_seed(args.seed * 10_000_000_000 + run.step)
@@ -88,12 +95,6 @@ def main(argv: list[str] | None = None) -> None:
             optimizer.step()
             average.update_parameters(stage)
         run.report(latent, pixel)
-
-        # Autoguidance needs a bad model: the same network while it is still under-trained.
-        if run.facts["early_due"] and run.progress >= EARLY:
-            if processes.rank == 0:
-                run.keep(args.out / "interp_bad.safetensors")
-            run.facts["early_due"] = False
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -33,13 +32,16 @@ sys.exit(cli.run(train_keyframe.main))
 """
 
 
-def train(out: Path, steps: int, seconds: float | None = None) -> bool:
-    """Trains, on from what `out` holds; True if that was ended with SIGKILL after `seconds`."""
+def train(out: Path, steps: int, seconds: float | None = None, started: bool = False) -> bool:
+    """Trains, on from what `out` holds; True if that was ended with SIGKILL after `seconds`, which
+    count from the first step on if `started`."""
     command = [sys.executable, "-c", TRAINING, f"--out={out}", f"--steps={steps}", "--batch=1",
                "--windows=64", *["--resume"] * any(out.glob("keyframe.state*"))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True) as process:
         try:
+            if started:
+                any(" steps on " in line for line in process.stdout)  # reads up to this line
             said, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.kill()
@@ -83,28 +85,28 @@ def main(argv: list[str] | None = None) -> None:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
         train(whole, args.steps)
         expected = digest(whole)
-        start = time.monotonic()
-        train(whole, args.steps)  # which has nothing left to do
-        start = time.monotonic() - start
-        print(f"undisturbed: sha256={expected}; a start takes {start:.1f} s\n"
-              "kill   after (s)   state of step   while it saved", flush=True)
+        print(f"undisturbed: sha256={expected}\nkill   after (s)   since   state of step   in a save",
+              flush=True)
         while kills < args.kills:
             # The other has the same windows, and nothing yet of the training itself.
             shutil.rmtree(killed, ignore_errors=True)
             shutil.copytree(whole, killed, ignore=lambda at, names: [
                 name for name in names if at == str(whole) and name.startswith("keyframe")])
-            while kills < args.kills and train(
-                    killed, args.steps, seconds := random.uniform(0, 2.5 * start)):
+            while kills < args.kills:
+                started = random.random() < 0.75
+                seconds = random.uniform(0, 8)
+                if not train(killed, args.steps, seconds, started):
+                    break
                 kills += 1
                 in_saves += (saved := any(killed.glob(".keyface.*")))
                 there = any(killed.glob("keyframe.state*"))
                 step = load_state(killed / "keyframe.state")["step"] if there else 0
-                print(f"{kills:4} {seconds:11.1f} {step:15} {'yes' if saved else 'no':>16}",
-                      flush=True)
+                print(f"{kills:4} {seconds:11.1f} {'step' if started else 'start':>7} {step:15} "
+                      f"{'yes' if saved else 'no':>11}", flush=True)
             train(killed, args.steps)
             trainings += 1
             equal = equal and digest(killed) == expected
-    print(f"kills={kills} while_saving={in_saves} trainings={trainings} steps={args.steps} "
+    print(f"kills={kills} in_saves={in_saves} trainings={trainings} steps={args.steps} "
           f"equal={equal}")
 
 
