@@ -73,7 +73,9 @@ class Config:
         """The same; raises ValueError where fields contradict each other."""
         a, b, v, w = self.keyframe, self.interp, self.vae, self.interp_audio or self.audio
         latent = (v.z_channels, *[self.size / v.patch / 2 ** (len(v.ch_mult) - 1)] * 2)
+        halvings = max(len(s.unet.channel_mult) for s in (a, b)) - 1
         fits = {"latent_shape": a.latent_shape == b.latent_shape == latent,
+                "channel_mult": latent[1] % 2 ** halvings == 0,
                 "audio_dim": a.audio_dim == b.audio_dim == self.audio.width == w.width,
                 "frames": b.frames == a.spacing + 1 and a.frames > 1,  # from keyframe to keyframe
                 "num_head_channels": not any(s.unet.model_channels % s.unet.num_head_channels

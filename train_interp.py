@@ -11,7 +11,7 @@ from torch import nn
 
 import training
 from stage import Stage
-from tools import cli
+from tools import cli, describe, scaling
 from tools.checkpoint import load_part
 
 MINUTES = 25  # on two cores; --minutes
@@ -41,6 +41,8 @@ def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = training.options(argv, __doc__, MINUTES, WINDOWS, BATCH, LEARNING_RATE)
+    if args.describe:
+        return describe.describe(args, scaling.chosen(args), "interp")
     processes = training.Processes.join()
     rows = processes.rows(args.batch)  # this process's share of a batch
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import training
-from tools import cli
+from tools import cli, describe, scaling
 from tools.checkpoint import load_part
 
 MINUTES = 45  # on two cores; --minutes
@@ -22,6 +22,8 @@ DECAY = 0.998  # of the average of the weights
 
 def main(argv: list[str] | None = None) -> None:
     args = training.options(argv, __doc__, MINUTES, WINDOWS, BATCH, LEARNING_RATE)
+    if args.describe:
+        return describe.describe(args, scaling.chosen(args), "keyframe")
     processes = training.Processes.join()
     rows = processes.rows(args.batch)  # this process's share of a batch
 

@@ -25,7 +25,7 @@ from data import Windows, open_source, prepare
 from diffusion import latent_loss, sample, schedule
 from keyface import KeyFace
 from stage import Config, Stage, guided_keyframes, guided_segments
-from tools import checkpoint
+from tools import checkpoint, scaling
 from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, remember_signals, replacing
 from tools.figures import load_metrics, save_grid, save_metrics
 from vae import VAEConfig
@@ -50,6 +50,10 @@ def options(argv: list[str] | None, description: str, minutes: float, windows: i
     add("--steps", type=number(int, 1, 10**9),
         help="train for so many steps instead; learning rate and phases then follow them")
     add("--init", type=Path, help="weights folder to start from")
+    add("--config", type=scaling.named_config, metavar="tiny|small|full|FILE.json",
+        help="sizes of a new model (default: those of --init, of --out, or tiny)")
+    add("--describe", action="store_true",
+        help="print parameters, memory, operations and hours of this training, and stop")
     add("--resume", action="store_true", help="continue the training that --out holds")
     add("--data", help="folder of videos with sound; without it, the drawn world")
     add("--windows", type=number(int, 1, 10**7), help=f"training windows to prepare (default: "
@@ -58,8 +62,8 @@ def options(argv: list[str] | None, description: str, minutes: float, windows: i
     add("--lr", type=number(float, 1e-9, 1), default=lr, help="highest learning rate")
     add("--seed", type=number(int, 0, 10**9), default=0)
     args = parser.parse_args(argv)
-    if args.resume and args.init:
-        parser.error("--resume continues what --out holds; leave out --init")
+    if args.resume and (args.init or args.config):
+        parser.error("--resume continues what --out holds; leave out --init and --config")
     if args.windows is None:  # a short training does not wait for windows that it never sees
         steps = args.steps or args.minutes * STEPS_A_MINUTE
         args.windows = min(windows, max(64, round(steps * args.batch / TIMES_SEEN)))
@@ -140,6 +144,7 @@ def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
         print(f"{args.out}: up to {args.windows} windows are prepared first", flush=True)
         if not args.resume:
             source, config = _find_frozen([args.init] if args.init else [args.out, WEIGHTS])
+            config = scaling.settled(config, source, args)
             bad = args.init and (args.init / "interp_bad.safetensors").exists()
             for name in config.frozen() + ["interp_bad"] * bool(bad):
                 if source.resolve() != args.out.resolve():

@@ -1,0 +1,61 @@
+"""What a training at a photograph's size needs beside its loop: configs by name."""
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from stage import Config, Stage
+from tools.checkpoint import fitting, from_dict, load_config, overlaid, read_json
+from tools.cli import HERE, InputError
+from vae import VAE
+
+NAMED = ("tiny", "small", "full")
+
+
+def named_config(name: str) -> Config:
+    """The config of `--config`: tiny, small, full, or FILE.json, which holds what is not as in
+    full, at any depth. Raises InputError where the name is unknown or no model has these sizes."""
+    if name in ("tiny", "full"):
+        return Config.tiny() if name == "tiny" else Config()
+    path = HERE / "configs" / "small.json" if name == "small" else Path(name)
+    if not path.is_file():
+        raise InputError(f'--config: "{name}" is none of {", ".join(NAMED)}, nor a JSON file')
+    values = overlaid(json.loads(json.dumps(asdict(Config()))), read_json(path))
+    with fitting(path), torch.device("meta"):
+        config = from_dict(Config, values, str(path)).check()
+        for part in (config.keyframe, config.interp):
+            Stage(part)
+        VAE(config.vae)
+    return config
+
+
+def chosen(args: argparse.Namespace) -> Config:
+    """The config that the options name, before any part is there: `--config`, else that of --init
+    or of --out, else tiny."""
+    for folder in (args.init, args.out):
+        if not args.config and folder and (folder / "config.json").exists():
+            return load_config(Config, folder)
+    return args.config or Config.tiny()
+
+
+def settled(found: Config, source: Path, args: argparse.Namespace) -> Config:
+    """The config of a new training whose frozen parts are those of the folder `source`, with the
+    config `found`. What stands in a weights folder wins: these parts stay what they are, and so
+    does an --out that has a config.json. `--config` decides the rest, the two networks. Raises
+    InputError where they do not fit together."""
+    if not args.config:
+        return found
+    config = replace(args.config, size=found.size, vae=found.vae, audio=found.audio,
+                     interp_audio=found.interp_audio)
+    try:
+        config.check()
+    except ValueError as error:
+        raise InputError(f"--config: {error}, of the frozen parts in {source}; make a folder of "
+                         "others with python -m tools.pretrained, and give it as --init") from None
+    if (args.out / "config.json").exists() and load_config(Config, args.out) != config:
+        raise InputError(f"--config: {args.out / 'config.json'} says otherwise, and what is there "
+                         "stays; leave out --config, or give another --out")
+    return config
