@@ -31,7 +31,8 @@ BOUNDS = {
     "overlap_frames": (0, LARGEST),
     **dict.fromkeys(("id_guidance", "audio_guidance", "autoguidance"), (-100, 100))}
 
-LATER = {"patch"}  # fields that folders of earlier versions lack; their defaults are what those meant
+# Fields that folders of earlier versions lack; their defaults are what those meant.
+LATER = {"patch", "finetune", "checkpoint_activations"}
 
 
 def _value(hint: object, value: object, name: str, where: str) -> object:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from stage import Config, Stage
+from tools import scaling
 from vae import VAE
 
 # Operations a second that a training gets out of a processor: assumed, not measured, as a quarter
@@ -88,9 +89,9 @@ def size(tensors) -> int:
 class Training:
     """What a training of the stage `name` holds, and its step, on zeros."""
 
-    def __init__(self, config: Config, name: str):
-        self.stage = Stage(getattr(config, name)).train()
+    def __init__(self, config: Config, name: str, bf16: bool = False):
         self.vae = VAE(config.vae).eval().requires_grad_(False)
+        self.stage = scaling.fitted(Stage(getattr(config, name)), self.vae, bf16).train()
         self.average = Stage(self.stage.config).requires_grad_(False)
         self.trained = [p for p in self.stage.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, foreach=True)
@@ -113,7 +114,7 @@ class Training:
         self.optimizer.step()
 
 
-def taken(config: Config, name: str, batch: int) -> Taken:
+def taken(config: Config, name: str, batch: int, bf16: bool = False) -> Taken:
     """What a step of the stage `name` takes, with `batch` windows at a time."""
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -122,7 +123,7 @@ def taken(config: Config, name: str, batch: int) -> Taken:
         backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v)})
     # The number of a step, which corrects Adam's means, is known to no tensor without contents.
     with (FakeTensorMode(), live, counter, patch("torch.optim.adam._get_value", lambda _: 1.0)):
-        training = Training(config, name)
+        training = Training(config, name, bf16)
         training.passes(batch)
         peak = live.peak
         training.learn()

@@ -1,11 +1,16 @@
-"""What a training at a photograph's size needs beside its loop: configs by name."""
+"""What a training at a photograph's size needs beside its loop: configs by name, what goes on from
+published weights, and how a large network fits into memory."""
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from stage import Config, Stage
 from tools.checkpoint import fitting, from_dict, load_config, overlaid, read_json
@@ -48,8 +53,10 @@ def settled(found: Config, source: Path, args: argparse.Namespace) -> Config:
     InputError where they do not fit together."""
     if not args.config:
         return found
+    stages = {name: replace(stage, finetune=stage.finetune or getattr(found, name).finetune)
+              for name, stage in (("keyframe", args.config.keyframe), ("interp", args.config.interp))}
     config = replace(args.config, size=found.size, vae=found.vae, audio=found.audio,
-                     interp_audio=found.interp_audio)
+                     interp_audio=found.interp_audio, **stages)
     try:
         config.check()
     except ValueError as error:
@@ -59,3 +66,40 @@ def settled(found: Config, source: Path, args: argparse.Namespace) -> Config:
         raise InputError(f"--config: {args.out / 'config.json'} says otherwise, and what is there "
                          "stays; leave out --config, or give another --out")
     return config
+
+
+def finetuned(config: Config) -> Config:
+    """The same, for the paper's recipe."""
+    return replace(config, keyframe=replace(config.keyframe, finetune=True),
+                   interp=replace(config.interp, finetune=True))
+
+
+# ---- the network ------------------------------------------------------------------------------
+
+
+def in_bfloat16(forward: Callable, x: Tensor, *args) -> Tensor:
+    """Calls a network with its products and convolutions in bfloat16; its weights, and all around
+    it, stay in float32."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return forward(x, *args)
+
+
+def fitted(stage: Stage, vae: VAE, bf16: bool) -> Stage:
+    """The same stage, made to train as its config and --bf16 say, with the autoencoder of its pixel
+    loss. Parameters keep their names and values."""
+    unet = stage.unet
+    for name, parameter in unet.named_parameters():
+        temporal = "time_" in name and not name.startswith("time_embed")
+        parameter.requires_grad_(not (stage.config.finetune and temporal))
+    # Modules are copied for the average of the weights, and a copy's `forward` must be its own:
+    # so these are partial functions of a module's method, and no closures.
+    if stage.config.checkpoint_activations:
+        blocks = (*unet.input_blocks, unet.middle_block, *unet.output_blocks)
+        for layer in (layer for block in blocks for layer in block):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        for layer in (module for module in vae.modules() if hasattr(module, "mix_time")):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+            layer.mix_time = partial(checkpoint, layer.mix_time, use_reentrant=False)
+    if bf16:
+        unet.forward = partial(in_bfloat16, unet.forward)
+    return stage
