@@ -120,8 +120,13 @@ def allocated(config: Config, low_memory: bool, work: Callable[[KeyFace], None])
     """What the peak of `work` adds to the weights, measured: the CPU allocator's own count."""
     model = build(config, False, low_memory)
     place_all(model)
+    return grown(lambda: work(model))
+
+
+def grown(work: Callable[[], None]) -> int:
+    """What the peak of `work` adds to what is there before, by the CPU allocator's own count."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        work(model)
+        work()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         record.export_chrome_trace(str(path))

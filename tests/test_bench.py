@@ -3,6 +3,7 @@ what the other scripts count, at small sizes."""
 
 import re
 import wave as wav_file
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from bench import gpu_memory, unet
 from bench.borders import means
 from bench.hour import in_step
 from bench.real_speech import loudness, main, p_value, pooled, turned
+from stage import Config
 from tools import cli
+from tools.describe import Training, taken
 from tools.media import FRAME_SAMPLES, SAMPLE_RATE
 from toy.evaluation.stats import change
 
@@ -104,6 +107,28 @@ def test_memory_is_predicted_as_a_cpu_counts_it(monkeypatch):
     guess = gpu_memory.predicted(gpu_memory.small(), False, True, work, "cpu")[1]
     counted = gpu_memory.allocated(gpu_memory.small(), True, work)
     assert guess == pytest.approx(counted, rel=0.1)
+
+
+@pytest.mark.parametrize("spared", [False, True])
+def test_a_training_takes_what_is_described(spared):
+    """Counted without contents, and by the CPU's allocator in a real step; with layers that are
+    computed twice, too, of which there is to be less."""
+    tiny = Config.tiny()
+    unet = replace(tiny.keyframe.unet, model_channels=16, num_groups=4, num_head_channels=16)
+    config = replace(tiny, keyframe=replace(tiny.keyframe, unet=unet,
+                                            checkpoint_activations=spared))
+    found = taken(config, "keyframe", 2)
+
+    def two_steps() -> None:
+        training = Training(config, "keyframe")
+        for _ in range(2):
+            training.passes(2)
+            training.learn()
+
+    assert found.bytes == pytest.approx(gpu_memory.grown(two_steps), rel=0.1)
+    assert found.optimizer == pytest.approx(2 * found.gradients, rel=0.01)
+    assert found.gradients == 4 * found.trained == 4 * found.parameters
+    assert (found.activations < 60e6) == spared
 
 
 def test_networks_are_evaluated_as_often_as_the_method_needs(capsys):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from stage import Config, Stage
 from tools import scaling
@@ -29,13 +29,22 @@ SPEEDS = {"a core of a server, float32": 0.04e12, "RTX 4090, float32": 20e12,
           "RTX 4090, bfloat16": 45e12, "H100, bfloat16": 250e12}
 
 
+# How to count an operation's products and sums, from its arguments and `out_val`: torch's own
+# rules, and those of attention on a CPU, which they lack.
+RULES = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g.shape, q.shape, k.shape, v.shape)}
+
+
 class LiveBytes(TorchDispatchMode):
     """Adds up the storages on a device that operations return, until they are freed: `now` and
-    `peak` bytes."""
+    `peak` bytes; and their products and sums, `operations`."""
 
     def __init__(self, device: str):
         super().__init__()
-        self.device, self.now, self.peak = device, 0, 0
+        self.device, self.now, self.peak, self.operations = device, 0, 0, 0
         self.alive: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -43,6 +52,8 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.device.type == self.device:
                 self.add(leaf)
+        if rule := RULES.get(func._overloadpacket):
+            self.operations += rule(*args, **(kwargs or {}), out_val=result)
         copied = 0
         if func is torch.ops.aten.convolution.default:
             last = torch.channels_last if args[0].ndim == 4 else torch.channels_last_3d
@@ -116,13 +127,9 @@ class Training:
 
 def taken(config: Config, name: str, batch: int, bf16: bool = False) -> Taken:
     """What a step of the stage `name` takes, with `batch` windows at a time."""
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    live, counter = LiveBytes("cpu"), FlopCounterMode(display=False, custom_mapping={
-        attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v)})
+    live = LiveBytes("cpu")
     # The number of a step, which corrects Adam's means, is known to no tensor without contents.
-    with (FakeTensorMode(), live, counter, patch("torch.optim.adam._get_value", lambda _: 1.0)):
+    with (FakeTensorMode(), live, patch("torch.optim.adam._get_value", lambda _: 1.0)):
         training = Training(config, name, bf16)
         training.passes(batch)
         peak = live.peak
@@ -136,7 +143,7 @@ def taken(config: Config, name: str, batch: int, bf16: bool = False) -> Taken:
         peak = max(peak + state, live.peak)
         return Taken(sum(p.numel() for p in stage.parameters()),
                      sum(p.numel() for p in training.trained), weights, gradients, state,
-                     peak - weights - gradients - state, counter.get_total_flops())
+                     peak - weights - gradients - state, live.operations)
 
 
 def describe(args: argparse.Namespace, config: Config, name: str) -> None:

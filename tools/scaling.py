@@ -22,10 +22,10 @@ NAMED = ("tiny", "small", "full")
 
 def named_config(name: str) -> Config:
     """The config of `--config`: tiny, small, full, or FILE.json, which holds what is not as in
-    full, at any depth. Raises InputError where the name is unknown or no model has these sizes."""
-    if name in ("tiny", "full"):
-        return Config.tiny() if name == "tiny" else Config()
-    path = HERE / "configs" / "small.json" if name == "small" else Path(name)
+    `Config()`, at any depth. Raises InputError where the name is unknown or no model has these sizes."""
+    if name == "tiny":
+        return Config.tiny()
+    path = HERE / "configs" / f"{name}.json" if name in NAMED else Path(name)
     if not path.is_file():
         raise InputError(f'--config: "{name}" is none of {", ".join(NAMED)}, nor a JSON file')
     values = overlaid(json.loads(json.dumps(asdict(Config()))), read_json(path))
