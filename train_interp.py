@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.describe:
         return describe.describe(args, scaling.chosen(args), "interp")
     processes = training.Processes.join()
-    rows = processes.rows(args.batch)  # this process's share of a batch
+    rows = processes.rows(args.batch, args.accumulate)  # this process's share of a batch
 
     # The model: interpolation weights of --init, else keyframe weights of --init or of --out.
     model = training.open_weights(args, processes)
@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
+    scaling.prepared(stage, model.vae, args, LEARNING_RATE)
     optimizer = torch.optim.AdamW(stage.parameters(), lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=0.01, foreach=True)
     average = training.averaged(stage, DECAY)
@@ -82,10 +83,10 @@ def main(argv: list[str] | None = None) -> None:
         batch = batch.rows(rows).to(processes.device)
         ends = batch.latents[:, [0, -1]]  # (B, 2, C, h, w)
 
-        latent, pixel = parallel(model.vae, batch.latents, ends, batch.audio_tokens, None, draws,
-                                 batch.pixels[:, frame], frame)
         optimizer.zero_grad(set_to_none=True)
-        (latent + pixel).backward()
+        latent, pixel = scaling.passes(
+            parallel, args.accumulate, model.vae, batch.latents, ends, batch.audio_tokens, None,
+            draws, batch.pixels[:, frame], frame)
         nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(stage)

@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.describe:
         return describe.describe(args, scaling.chosen(args), "keyframe")
     processes = training.Processes.join()
-    rows = processes.rows(args.batch)  # this process's share of a batch
+    rows = processes.rows(args.batch, args.accumulate)  # this process's share of a batch
 
     # The model: the autoencoder and the audio encoders are frozen, the stage is trained.
     model = training.open_weights(args, processes)
@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
+    scaling.prepared(stage, model.vae, args, LEARNING_RATE)
     optimizer = torch.optim.AdamW(stage.parameters(), lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=0.01, foreach=True)
     average = training.averaged(stage, DECAY)
@@ -67,10 +68,10 @@ def main(argv: list[str] | None = None) -> None:
         # decoded for the pixel loss, as many as later.
         pixels = batch.pixels[:args.batch // processes.count, frame]  # (P, 3, H, W)
 
-        latent, pixel = parallel(model.vae, batch.latents, batch.identity, batch.audio_tokens,
-                                 batch.emotion, draws, pixels, frame, spatial_only)
         optimizer.zero_grad(set_to_none=True)
-        (latent + pixel).backward()
+        latent, pixel = scaling.passes(
+            parallel, args.accumulate, model.vae, batch.latents, batch.identity,
+            batch.audio_tokens, batch.emotion, draws, pixels, frame, spatial_only)
         nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(stage)

@@ -25,7 +25,7 @@ from data import Windows, open_source, prepare
 from diffusion import latent_loss, sample, schedule
 from keyface import KeyFace
 from stage import Config, Stage, guided_keyframes, guided_segments
-from tools import checkpoint, scaling
+from tools import checkpoint, pretrained, scaling
 from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, remember_signals, replacing
 from tools.figures import load_metrics, save_grid, save_metrics
 from vae import VAEConfig
@@ -49,7 +49,8 @@ def options(argv: list[str] | None, description: str, minutes: float, windows: i
         help="training time, without data preparation")
     add("--steps", type=number(int, 1, 10**9),
         help="train for so many steps instead; learning rate and phases then follow them")
-    add("--init", type=Path, help="weights folder to start from")
+    add("--init", type=Path, metavar="DIR|svd|released",
+        help="weights folder to start from, or the published weights of SVD or of KeyFace")
     add("--config", type=scaling.named_config, metavar="tiny|small|full|FILE.json",
         help="sizes of a new model (default: those of --init, of --out, or tiny)")
     add("--describe", action="store_true",
@@ -59,7 +60,11 @@ def options(argv: list[str] | None, description: str, minutes: float, windows: i
     add("--windows", type=number(int, 1, 10**7), help=f"training windows to prepare (default: "
         f"{windows}, fewer for a short training)")
     add("--batch", type=number(int, 1, 10**5), default=batch, help="windows a step, in all")
-    add("--lr", type=number(float, 1e-9, 1), default=lr, help="highest learning rate")
+    add("--accumulate", type=number(int, 1, 10**5), default=1,
+        help="work a batch in so many parts, one after the other: less memory")
+    add("--bf16", action="store_true", help="products and convolutions in bfloat16")
+    add("--lr", type=number(float, 1e-9, 1), help=f"highest learning rate (default: {lr:g}; "
+        f"{scaling.LEARNING_RATE:g} to go on from SVD's network)")
     add("--seed", type=number(int, 0, 10**9), default=0)
     args = parser.parse_args(argv)
     if args.resume and (args.init or args.config):
@@ -108,11 +113,13 @@ class Processes:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def rows(self, batch: int) -> slice:
+    def rows(self, batch: int, parts: int = 1) -> slice:
         """This process's share of a batch: every `count`-th row. Raises InputError where the shares
-        would be unequal, as then the mean of their gradients is not the gradient of the mean."""
-        if batch % self.count:
-            raise InputError(f"--batch: {batch} does not divide by {self.count} processes")
+        or their `parts` would be unequal: the mean of their gradients would be no gradient of the
+        mean."""
+        if batch % (self.count * parts):
+            raise InputError(f"--batch: {batch} does not divide by {self.count} processes" + (
+                f" with --accumulate {parts}" if parts > 1 else ""))
         return slice(self.rank, None, self.count)
 
     def parallel(self, stage: Stage, some_unused: bool) -> nn.Module:
@@ -139,6 +146,7 @@ def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
     itself, or of the shipped weights; of --init also the bad model, since weights that go on from
     finished ones are never under-trained again. Raises InputError where parts are missing.
     """
+    pretrained.published(args, processes.rank == 0)
     if processes.rank == 0:
         make_folder(args.out)
         print(f"{args.out}: up to {args.windows} windows are prepared first", flush=True)
@@ -314,8 +322,9 @@ class Run:
         if self.progress >= 1 or stopped:
             self.finish()
             return False
-        warmth = min(1, (self.step + 1) / WARM_UP)
-        rate = max(0.5 * (1 + math.cos(math.pi * self.progress)), 0.02) * warmth
+        paper = self.stage.config.finetune  # a slow warm-up, then always the same
+        warmth = min(1, (self.step + 1) / (scaling.WARM_UP if paper else WARM_UP))
+        rate = max(0.5 * (1 + math.cos(math.pi * self.progress)), 1 if paper else 0.02) * warmth
         for group in self.optimizer.param_groups:
             group["lr"] = args.lr * rate
         return True

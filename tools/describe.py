@@ -148,17 +148,18 @@ def taken(config: Config, name: str, batch: int, bf16: bool = False) -> Taken:
 
 def describe(args: argparse.Namespace, config: Config, name: str) -> None:
     """Prints what the training of `args` takes of each process, and of time."""
-    batch = args.batch // int(os.environ.get("WORLD_SIZE", "1"))
-    found = taken(config, name, batch)
+    batch = args.batch // (args.accumulate * int(os.environ.get("WORLD_SIZE", "1")))
+    found = taken(config, name, batch, args.bf16)
+    operations = args.accumulate * found.operations
     print(f"{name}: {found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M "
           f"trained\nmemory of a process, {batch} windows at a time: {found.bytes / 1e9:.2f} GB")
     for kind, what in (("weights", "of the stage, its average and the autoencoder"),
                        ("gradients", ""), ("optimizer", "AdamW's two means"),
                        ("activations", "and all else at the peak of a step")):
         print(f"  {kind:11} {getattr(found, kind) / 1e9:7.2f} GB  {what}".rstrip())
-    print(f"operations of a process: {found.operations / 1e12:.3g} T a step; at assumed speeds:")
+    print(f"operations of a process: {operations / 1e12:.3g} T a step; at assumed speeds:")
     for processor, speed in SPEEDS.items():
-        seconds = found.operations / speed
+        seconds = operations / speed
         length = (f"{args.steps:,} steps in {args.steps * seconds / 3600:,.1f} hours" if args.steps
                   else f"{args.minutes * 60 / seconds:,.0f} steps in {args.minutes / 60:,.1f} hours")
         print(f"  {processor:32} {speed / 1e12:6g} T a second: {length}")

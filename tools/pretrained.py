@@ -12,6 +12,7 @@ takes a file, a folder or a name on huggingface.co:
     --svd       none                          Stability AI's own; accept it on its page and log in
 """
 
+import argparse
 import re
 import sys
 from dataclasses import asdict, replace
@@ -26,7 +27,7 @@ from tools import released
 from tools.checkpoint import check_names, save_config, save_part
 from tools.cli import InputError, Parser, make_folder, run
 from tools.released import Published, cached, download, shortest
-from tools.scaling import finetuned, named_config
+from tools.scaling import PUBLISHED, finetuned, named_config
 
 SOURCES = {"vae": "stabilityai/sd-vae-ft-mse", "wavlm": "microsoft/wavlm-base-plus",
            "beats": released.KEYFACE, "wav2vec2": "facebook/wav2vec2-base-960h"}
@@ -123,6 +124,22 @@ def make(out: Path, config: Config, sources: dict[str, str], svd: str | None = N
         save_part(out / f"{part}.safetensors", stage.state_dict(), half=False, source=begun.name)
         print(f"wrote    {out / part}.safetensors, begun from {begun}", flush=True)
     save_config(config, out)
+
+
+def published(args: argparse.Namespace, first: bool) -> None:
+    """Puts a folder into the place of "svd" or "released" in --init. The `first` process makes it
+    of the published files, beside weights/tiny, where it is not there yet. Raises InputError where
+    these cannot be had."""
+    name = str(args.init)
+    if name not in PUBLISHED:
+        return
+    args.init = released.FOLDER.with_name(name)
+    if first and not (args.init / "config.json").exists():
+        config = finetuned(args.config or named_config("full"))
+        if name == "svd":
+            make(args.init, config, SOURCES | {"vae": released.SVD}, released.SVD)
+        else:
+            released.convert("released", args.init, torch.float32, config)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stage import Config, Stage
@@ -17,6 +17,8 @@ from tools.checkpoint import fitting, from_dict, load_config, overlaid, read_jso
 from tools.cli import HERE, InputError
 from vae import VAE
 
+LEARNING_RATE, WARM_UP = 1e-5, 1000  # of the paper, to go on from SVD's network
+PUBLISHED = ("svd", "released")  # names of --init
 NAMED = ("tiny", "small", "full")
 
 
@@ -40,6 +42,8 @@ def named_config(name: str) -> Config:
 def chosen(args: argparse.Namespace) -> Config:
     """The config that the options name, before any part is there: `--config`, else that of --init
     or of --out, else tiny."""
+    if str(args.init) in PUBLISHED:
+        return finetuned(args.config or named_config("full"))
     for folder in (args.init, args.out):
         if not args.config and folder and (folder / "config.json").exists():
             return load_config(Config, folder)
@@ -51,10 +55,13 @@ def settled(found: Config, source: Path, args: argparse.Namespace) -> Config:
     config `found`. What stands in a weights folder wins: these parts stay what they are, and so
     does an --out that has a config.json. `--config` decides the rest, the two networks. Raises
     InputError where they do not fit together."""
+    if args.init and args.init.name in PUBLISHED and args.init.parent.name == "weights":
+        found = finetuned(found)
     if not args.config:
         return found
     stages = {name: replace(stage, finetune=stage.finetune or getattr(found, name).finetune)
-              for name, stage in (("keyframe", args.config.keyframe), ("interp", args.config.interp))}
+              for name, stage in (("keyframe", args.config.keyframe),
+                                  ("interp", args.config.interp))}
     config = replace(args.config, size=found.size, vae=found.vae, audio=found.audio,
                      interp_audio=found.interp_audio, **stages)
     try:
@@ -82,6 +89,48 @@ def in_bfloat16(forward: Callable, x: Tensor, *args) -> Tensor:
     it, stay in float32."""
     with torch.autocast(x.device.type, torch.bfloat16):
         return forward(x, *args)
+
+
+def lpips_distance(device: torch.device) -> Callable | None:
+    """LPIPS as `Stage.distance`, where the extra `lpips` is installed; its VGG comes from
+    torchvision, which downloads it once. Raises InputError where it cannot."""
+    try:
+        import lpips
+    except ModuleNotFoundError:
+        return None
+    try:
+        network = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False).to(device)
+    except OSError as error:
+        raise InputError(f"lpips: torchvision's VGG16 cannot be downloaded ({error}); connect, or "
+                         "uninstall lpips: the autoencoder's own features then stand in its place"
+                         ) from None
+    return lambda _, a, b: network(a, b).flatten()
+
+
+def prepared(stage: Stage, vae: VAE, args: argparse.Namespace, usual_lr: float) -> Stage:
+    """The same stage, on its device and ready to be trained as its config and the options say.
+    Drawings have a distance of their own; pictures of 256 pixels and more are compared by LPIPS if
+    it is there."""
+    if stage.config.pixel_weight and stage.config.latent_shape[-1] >= 32:
+        device = next(stage.parameters()).device
+        stage.distance = lpips_distance(device) or stage.distance
+    args.lr = args.lr or (LEARNING_RATE if stage.config.finetune else usual_lr)
+    return fitted(stage, vae, args.bf16)
+
+
+def passes(parallel: nn.Module, parts: int, vae: VAE, *batch) -> tuple[Tensor, Tensor]:
+    """Forward and backward of a batch, in `parts` of its rows one after the other, so that memory
+    is taken for one part alone: the latent loss and the pixel loss, means over the parts."""
+    sums = []
+    for i in range(parts):
+        rows = slice(i, None, parts)  # as processes share a batch: each pixel stays by its clip
+        part = [value[rows] if isinstance(value, Tensor) else
+                value.rows(rows) if hasattr(value, "rows") else value for value in batch]
+        losses = parallel(vae, *part)
+        (sum(losses) / parts).backward()
+        sums.append(torch.stack(losses).detach() / parts)
+    latent, pixel = sum(sums)
+    return latent, pixel
 
 
 def fitted(stage: Stage, vae: VAE, bf16: bool) -> Stage:
