@@ -76,15 +76,17 @@ def network(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in tensors.items() if name.startswith("unet.")}
 
 
-def begin(stage: Stage, path: Path, given: dict[str, Tensor]) -> None:
+def begin(stage: Stage, path: Path, given: dict[str, Tensor]) -> set[str]:
     """Puts SVD's network into a stage as it was initialised. What tells it of sound, emotion and
     mask is not SVD's: the label embedding's first matrix, and for interpolation the first
-    convolution, stay new, as do the parts that are KeyFace's own."""
+    convolution's, stay new, as do the parts that are KeyFace's own. Returns the names of what is
+    new. Raises InputError where the network has other sizes."""
     ours = stage.state_dict()
     fresh = {name: value for name, value in ours.items()
              if name in NEW and (name not in given or given[name].shape != value.shape)}
     check_names(path, stage, {name: tuple(v.shape) for name, v in (given | fresh).items()})
     stage.load_state_dict(given | fresh)
+    return fresh.keys()
 
 
 def make(out: Path, config: Config, sources: dict[str, str], svd: str | None = None) -> None:
@@ -120,9 +122,10 @@ def make(out: Path, config: Config, sources: dict[str, str], svd: str | None = N
     for part in ("keyframe", "interp") if begun else ():
         torch.manual_seed(0)
         stage = Stage(getattr(config, part))
-        begin(stage, begun, given)
+        fresh = begin(stage, begun, given)
         save_part(out / f"{part}.safetensors", stage.state_dict(), half=False, source=begun.name)
-        print(f"wrote    {out / part}.safetensors, begun from {begun}", flush=True)
+        print(f"wrote    {out / part}.safetensors, begun from {begun}, but for "
+              f"{', '.join(sorted(fresh))}", flush=True)
     save_config(config, out)
 
 
