@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     average = training.averaged(stage, DECAY)
     run = training.Run("interp", args, model, stage, optimizer, average, held_out, processes,
                        {"early_due": early_due})
-    parallel = processes.parallel(stage, some_unused=False)
+    parallel = scaling.sharded(stage, average, optimizer) if args.shard else (
+        processes.parallel(stage, some_unused=False))
 
     while run.go_on():
         # Every process draws for the whole batch and takes its rows, as in train_keyframe.py.
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # Autoguidance needs a bad model: the same network while it is still under-trained.
         if run.facts["early_due"] and run.progress >= EARLY:
-            if processes.rank == 0:
+            if run.takes_part:
                 run.keep(args.out / "interp_bad.safetensors")
             run.facts["early_due"] = False
 

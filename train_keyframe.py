@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     average = training.averaged(stage, DECAY)
     run = training.Run("keyframe", args, model, stage, optimizer, average, held_out, processes,
                        {"trained_before": trained_before})
-    parallel = processes.parallel(stage, some_unused=not run.facts["trained_before"])
+    parallel = scaling.sharded(stage, average, optimizer) if args.shard else (
+        processes.parallel(stage, some_unused=not run.facts["trained_before"]))
 
     while run.go_on():
         # First the spatial half alone, which learns to draw faces from single frames: a step costs

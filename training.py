@@ -62,6 +62,8 @@ def options(argv: list[str] | None, description: str, minutes: float, windows: i
     add("--batch", type=number(int, 1, 10**5), default=batch, help="windows a step, in all")
     add("--accumulate", type=number(int, 1, 10**5), default=1,
         help="work a batch in so many parts, one after the other: less memory")
+    add("--shard", action="store_true",
+        help="spread the network and all that belongs to it over the processes of torchrun")
     add("--bf16", action="store_true", help="products and convolutions in bfloat16")
     add("--lr", type=number(float, 1e-9, 1), help=f"highest learning rate (default: {lr:g}; "
         f"{scaling.LEARNING_RATE:g} to go on from SVD's network)")
@@ -333,15 +335,21 @@ class Run:
         """Counts a step; now and then measures, shows and saves."""
         self.step += 1
         self.losses.append((latent.item(), pixel.item()))
-        if self.processes.rank > 0:
+        if not self.takes_part:
             return
         now = time.monotonic() - self.began
-        if now - self.saved > SAVE_EVERY:
-            self.save()
-        if now - self.reported > min(REPORT_EVERY, 5 + self.reported):  # often at first
-            self.measure()
-        if now - self.shown > SHEET_EVERY:
-            self.show()
+        due = [now - self.saved > SAVE_EVERY,
+               now - self.reported > min(REPORT_EVERY, 5 + self.reported),  # often at first
+               now - self.shown > SHEET_EVERY]
+        for act, each in zip((self.save, self.measure, self.show),
+                             self.processes.agree(due) if self.args.shard else due):
+            if each:
+                act()
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this process measures and saves: the first, or (--shard) all together."""
+        return self.processes.rank == 0 or self.args.shard
 
     def measure(self) -> None:
         """Appends a row of losses to NAME.csv, prints it and draws the curves."""
@@ -351,42 +359,49 @@ class Run:
                              **validate(self.average.module.eval(), self.held_out)})
         numbers = "  ".join(f"{k} {v if k == 'step' else f'{v:.4g}'}"
                             for k, v in self.metrics[-1].items())
-        print(f"{numbers}  {len(self.losses) / (now - self.reported):.2f} steps/s", flush=True)
-        save_metrics(self.csv, self.metrics)
+        if self.processes.rank == 0:
+            print(f"{numbers}  {len(self.losses) / (now - self.reported):.2f} steps/s", flush=True)
+            save_metrics(self.csv, self.metrics)
         self.reported, self.losses = time.monotonic() - self.began, []
 
     def show(self) -> None:
         """Draws NAME_sheet.png."""
-        sheet(self.args.out / f"{self.name}_sheet.png", self.model, self.average.module.eval(),
-              self.held_out)
+        if not self.args.shard:  # the first process cannot sample alone
+            sheet(self.args.out / f"{self.name}_sheet.png", self.model, self.average.module.eval(),
+                  self.held_out)
         self.shown = time.monotonic() - self.began
 
     def keep(self, path: Path) -> None:
         """Writes the averaged weights, with their origin in the header."""
-        checkpoint.save_part(path, self.average.module.state_dict(), step=self.step,
-                             minutes=round(self.seconds / 60, 1), config=asdict(self.stage.config),
-                             version=checkpoint.code_version(), seed=self.args.seed)
+        state = scaling.whole(self.average.module.state_dict(), self.processes.rank)
+        if self.processes.rank == 0:
+            checkpoint.save_part(path, state, step=self.step, minutes=round(self.seconds / 60, 1),
+                                 config=asdict(self.stage.config),
+                                 version=checkpoint.code_version(), seed=self.args.seed)
 
     def save(self) -> None:
         """Writes the weights, and what --resume needs beside the same options. What is random
         follows from seed and step, so there is no random state to keep. A resumed training is exact
         with --steps; with --minutes learning rate and phases follow the clock."""
         self.keep(self.args.out / f"{self.name}.safetensors")
-        checkpoint.save_state(self.args.out / f"{self.name}.state", {
+        state = scaling.whole({
             "stage": self.stage.state_dict(), "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
-            "facts": self.facts})
+            "facts": self.facts}, self.processes.rank)
+        if self.processes.rank == 0:
+            checkpoint.save_state(self.args.out / f"{self.name}.state", state)
         self.saved, self.saved_step = time.monotonic() - self.began, self.step
 
     def finish(self) -> None:
         """The end, by the clock or by a signal."""
         done = self.progress >= 1
-        if self.processes.rank == 0:
+        if self.takes_part:
             if self.step > self.saved_step:
                 self.save()
             if done and self.losses:
                 self.measure()
                 self.show()
+        if self.processes.rank == 0:
             print(f"{'done' if done else 'stopped'}: step {self.step}, {self.seconds / 60:.1f} "
                   f"minutes; in {self.args.out}", flush=True)
         self.processes.wait()

@@ -9,7 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from stage import Config, Stage
@@ -152,3 +157,48 @@ def fitted(stage: Stage, vae: VAE, bf16: bool) -> Stage:
     if bf16:
         unet.forward = partial(in_bfloat16, unet.forward)
     return stage
+
+
+# ---- several processes, each with a share of everything ----------------------------------------
+
+
+def sharded(stage: Stage, average: nn.Module, optimizer: torch.optim.Optimizer) -> Stage:
+    """The stage itself, with its parameters, gradients, optimizer state and average spread over all
+    processes, which bring a layer together while it is computed (torch's `fully_shard`). Before,
+    each process holds all of it, as initialised or as resumed: this is for the steps."""
+    mesh = init_device_mesh(next(stage.parameters()).device.type, (dist.get_world_size(),))
+    names = {id(parameter): name for name, parameter in stage.named_parameters()}
+    held = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+    for module in (stage, average.module):
+        unet = module.unet
+        for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):
+            for layer in block:
+                fully_shard(layer, mesh=mesh)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    # The average is not called but asked, when it is measured.
+    for method in ("conditions", "denoise"):
+        register_fsdp_forward_method(average.module, method)
+    # The optimizer follows: the same parameters under the same names, and its means of them.
+    shares, state = dict(stage.named_parameters()), dict(optimizer.state)
+    given = {names[id(p)]: values for p, values in state.items()}
+    optimizer.state.clear()
+    for name, values in given.items():
+        share = shares[name]
+        optimizer.state[share] = {
+            key: distribute_tensor(value, mesh, share.placements) if value.shape == share.shape
+            else value for key, value in values.items()}
+    for group in optimizer.param_groups:
+        count = len(group["params"])
+        group["params"] = [shares[name] for name in held[:count]]
+        held = held[count:]
+    return stage
+
+
+def whole(state: dict, rank: int) -> dict:
+    """A state with what is spread over the processes put together: all of them call this, and the
+    first gets it."""
+    def together(share: DTensor) -> Tensor | None:
+        tensor = share.full_tensor()
+        return tensor.cpu() if rank == 0 else None
+
+    return tree_map_only(DTensor, together, state)
