@@ -94,20 +94,23 @@ class Config:
         return ["vae", "wavlm", "beats"] + ["wav2vec2"] * (self.interp_audio is not None)
 
     @staticmethod
-    def tiny() -> "Config":
-        """64 x 64 pixels, 2.5 million parameters a stage: trained in hours on two CPU cores."""
-        common = {"audio_dim": 128, "latent_shape": (4, 16, 16), "condition_scale": 1.0,
+    def tiny(size: int = 64) -> "Config":
+        """Of 64 or 128 pixels, 2.5 million parameters a stage: trained in hours on two CPU cores."""
+        vae = VAEConfig.tiny(size)
+        c = vae.z_channels
+        common = {"audio_dim": 128, "latent_shape": (c, 16, 16), "condition_scale": 1.0,
                   "p_mean": 0.3, "p_std": 1.3, "sigma_max": 80.0}
         return Config(
             # lambda_lower is small for keyframes: drawn eyes, in the upper half, are as large as
             # mouths and harder to learn. It is large for interpolation, which has the eyes from its
             # two ends and mainly the mouth to learn.
-            keyframe=StageConfig(unet=UNetConfig.tiny(), lambda_lower=1.5, pixel_weight=0.1,
-                                 **common),
-            interp=StageConfig(unet=UNetConfig.tiny(in_channels=9, emotion_dim=0), spacing=1,
-                               interpolation=True, lambda_lower=4.0, pixel_weight=0.0, blend=True,
-                               **common),
-            vae=VAEConfig.tiny(), audio=AudioConfig.tiny(), interp_audio=None, size=64,
+            keyframe=StageConfig(unet=UNetConfig.tiny(in_channels=2 * c, out_channels=c),
+                                 lambda_lower=1.5, pixel_weight=0.1, **common),
+            interp=StageConfig(unet=UNetConfig.tiny(in_channels=2 * c + 1, out_channels=c,
+                                                    emotion_dim=0),
+                               spacing=1, interpolation=True, lambda_lower=4.0, pixel_weight=0.0,
+                               blend=True, **common),
+            vae=vae, audio=AudioConfig.tiny(), interp_audio=None, size=size,
             dummy_first=False, average_shared=True, id_guidance=1.5, audio_guidance=2.0,
             autoguidance=1.5)
 
@@ -218,7 +221,7 @@ class Stage(nn.Module):
                         known.context, known.emotion, None if spatial_only else t)
         return c_skip * x + c_out * out.unflatten(0, (b, t))
 
-    def draw(self, shape: torch.Size) -> Draws:
+    def draw(self, shape: tuple[int, ...]) -> Draws:
         """Draws what is random in a training step on latents of `shape` (B, T, C, h, w): on the
         CPU, so that a seed means the same on every device."""
         c, b = self.config, shape[0]

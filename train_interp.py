@@ -15,7 +15,6 @@ from tools import cli, describe, scaling
 from tools.checkpoint import load_part
 
 MINUTES = 25  # on two cores; --minutes
-WINDOWS, PER_CLIP = 4000, 5  # windows to learn from, and how many are cut from one clip
 BATCH = 4  # windows a step
 LEARNING_RATE = 1e-3  # the highest
 DECAY = 0.998  # of the average of the weights
@@ -40,7 +39,7 @@ def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = training.options(argv, __doc__, MINUTES, WINDOWS, BATCH, LEARNING_RATE)
+    args = training.options(argv, __doc__, MINUTES, BATCH, LEARNING_RATE)
     if args.describe:
         return describe.describe(args, scaling.chosen(args), "interp")
     processes = training.Processes.join()
@@ -62,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     early_due = not (args.init and (args.init / "interp_bad.safetensors").exists())
 
     # The data: windows of 14 consecutive frames, of which the first and the last are known.
-    train, held_out = training.windows(args, model, stage, PER_CLIP, processes)
+    clips, held_out = training.open_data(args, model, stage, processes)
 
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
@@ -77,20 +76,20 @@ def main(argv: list[str] | None = None) -> None:
 
     while run.go_on():
         # Every process draws for the whole batch and takes its rows, as in train_keyframe.py.
+        batch = clips.batch(args.batch, run.step, rows).to(processes.device)
         torch.manual_seed(args.seed * 10_000_000_000 + run.step)
-        batch = train.batch(args.batch, run.step, args.seed * 1000)
         frame = int(torch.randint(batch.latents.shape[1], ()))
-        draws = stage.draw(batch.latents.shape).rows(rows).to(processes.device)
-        batch = batch.rows(rows).to(processes.device)
+        draws = stage.draw((args.batch, *batch.latents.shape[1:])).rows(rows)
         ends = batch.latents[:, [0, -1]]  # (B, 2, C, h, w)
 
         optimizer.zero_grad(set_to_none=True)
         latent, pixel = scaling.passes(
             parallel, args.accumulate, model.vae, batch.latents, ends, batch.audio_tokens, None,
-            draws, batch.pixels[:, frame], frame)
-        nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(stage)
+            draws.to(processes.device), batch.pictures(len(batch), frame), frame)
+        norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
+        if run.sound(latent + pixel, norm):
+            optimizer.step()
+            average.update_parameters(stage)
         run.report(latent, pixel)
 
         # Autoguidance needs a bad model: the same network while it is still under-trained.

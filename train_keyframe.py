@@ -14,14 +14,13 @@ from tools.checkpoint import load_part
 
 MINUTES = 45  # on two cores; --minutes
 SPATIAL_FRACTION = 0.15  # of the training: the spatial half alone, on single frames
-WINDOWS, PER_CLIP = 2400, 2  # windows to learn from, and how many are cut from one clip
 BATCH = 4  # windows a step
 LEARNING_RATE = 1.5e-3  # the highest
 DECAY = 0.998  # of the average of the weights
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = training.options(argv, __doc__, MINUTES, WINDOWS, BATCH, LEARNING_RATE)
+    args = training.options(argv, __doc__, MINUTES, BATCH, LEARNING_RATE)
     if args.describe:
         return describe.describe(args, scaling.chosen(args), "keyframe")
     processes = training.Processes.join()
@@ -36,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         load_part(given, stage)
 
     # The data: windows of 14 keyframes, 13 frames apart.
-    train, held_out = training.windows(args, model, stage, PER_CLIP, processes)
+    clips, held_out = training.open_data(args, model, stage, processes)
 
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
@@ -55,27 +54,27 @@ def main(argv: list[str] | None = None) -> None:
         # changes nothing at first. Weights that were trained before have all this behind them.
         spatial_only = run.progress < SPATIAL_FRACTION and not run.facts["trained_before"]
 
-        # What is random follows from the seed and the step. Every process draws order, noise levels
-        # and noise for the whole batch and takes its rows, so the number of processes changes
-        # nothing.
+        # In the spatial phase a batch has 14 x --batch single frames instead of --batch windows.
+        size = 14 * args.batch if spatial_only else args.batch
+        read = clips.singles if spatial_only else clips.batch
+        batch = read(size, run.step, rows).to(processes.device)
+
+        # What is random follows from the seed and the step. Every process draws noise levels and
+        # noise for the whole batch and takes its rows, so the number of processes changes nothing.
         torch.manual_seed(args.seed * 10_000_000_000 + run.step)
-        batch = (train.singles(14 * args.batch) if spatial_only
-                 else train.batch(args.batch, run.step, args.seed * 1000))
         frame = int(torch.randint(batch.latents.shape[1], ()))  # of the pixel loss
-        draws = stage.draw(batch.latents.shape)
-        batch = batch.rows(rows).to(processes.device)
-        draws = draws.rows(rows).to(processes.device)
-        # In the spatial phase a batch has 14 x --batch single frames. Only --batch of them are
-        # decoded for the pixel loss, as many as later.
-        pixels = batch.pixels[:args.batch // processes.count, frame]  # (P, 3, H, W)
+        draws = stage.draw((size, *batch.latents.shape[1:])).rows(rows).to(processes.device)
+        # As many pictures are decoded for the pixel loss in either phase.
+        pixels = batch.pictures(args.batch // processes.count, frame)  # (P, 3, H, W)
 
         optimizer.zero_grad(set_to_none=True)
         latent, pixel = scaling.passes(
             parallel, args.accumulate, model.vae, batch.latents, batch.identity,
             batch.audio_tokens, batch.emotion, draws, pixels, frame, spatial_only)
-        nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(stage)
+        norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
+        if run.sound(latent + pixel, norm):
+            optimizer.step()
+            average.update_parameters(stage)
         run.report(latent, pixel)
 
 

@@ -1,46 +1,43 @@
 """What the trainings of both stages share; `train_keyframe.py` and `train_interp.py` are the loops.
 
-In reading order: the options, the processes (one, or several under torchrun), the weights folder
-and the windows to learn from, the average of the weights, what is measured and shown, and `Run`,
-which keeps the clock, reports and saves.
+In reading order: the options, the weights folder and the windows to learn from, the average of the
+weights, what is measured and shown, and `Run`, which keeps the clock, reports and saves.
 """
 
 import argparse
 import math
-import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
-from datetime import timedelta
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from data import Windows, open_source, prepare
+from data import Clips, Windows, open_cache
 from diffusion import latent_loss, sample, schedule
 from keyface import KeyFace
 from stage import Config, Stage, guided_keyframes, guided_segments
 from tools import checkpoint, pretrained, scaling
 from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, remember_signals, replacing
-from tools.figures import load_metrics, save_grid, save_metrics
+from tools.figures import load_metrics, save_grid, save_metrics, tensorboard
+from tools.processes import Processes
 from vae import VAEConfig
 
 SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 60, 600  # seconds
-TIMES_SEEN = 18  # how often each prepared window is seen, about
-STEPS_A_MINUTE = 220  # about, on two cores; only the number of windows to prepare follows from it
+CLIPS, HELD_OUT = 1200, 32  # of the drawn world to learn from; held-out windows
+TIMES_SEEN = 36  # how often each clip of the drawn world is seen, about
+STEPS_A_MINUTE = 220  # about, on two cores; only the number of clips to prepare follows from it
 WARM_UP = 100  # steps in which the learning rate rises
+UNSOUND = 10  # steps in a row that are skipped before a training gives up
 
 
 # ---- options ----------------------------------------------------------------------------------
 
 
-def options(argv: list[str] | None, description: str, minutes: float, windows: int, batch: int,
-            lr: float) -> argparse.Namespace:
+def options(argv: list[str] | None, description: str, minutes: float, batch: int, lr: float) -> argparse.Namespace:
     """The options of both trainings; their defaults are the arguments."""
     parser = Parser(description=description)
     add = parser.add_argument
@@ -51,91 +48,23 @@ def options(argv: list[str] | None, description: str, minutes: float, windows: i
         help="train for so many steps instead; learning rate and phases then follow them")
     add("--init", type=Path, metavar="DIR|svd|released",
         help="weights folder to start from, or the published weights of SVD or of KeyFace")
-    add("--config", type=scaling.named_config, metavar="tiny|small|full|FILE.json",
-        help="sizes of a new model (default: those of --init, of --out, or tiny)")
-    add("--describe", action="store_true",
-        help="print parameters, memory, operations and hours of this training, and stop")
     add("--resume", action="store_true", help="continue the training that --out holds")
-    add("--data", help="folder of videos with sound; without it, the drawn world")
-    add("--windows", type=number(int, 1, 10**7), help=f"training windows to prepare (default: "
-        f"{windows}, fewer for a short training)")
+    add("--data", type=Path, help="what data.py made, or a folder of videos, which is prepared "
+        "first; without it, the drawn world")
+    add("--clips", type=number(int, 1, 10**7), help=f"clips of the drawn world to learn from "
+        f"(default: {CLIPS}, fewer for a short training)")
     add("--batch", type=number(int, 1, 10**5), default=batch, help="windows a step, in all")
-    add("--accumulate", type=number(int, 1, 10**5), default=1,
-        help="work a batch in so many parts, one after the other: less memory")
-    add("--shard", action="store_true",
-        help="spread the network and all that belongs to it over the processes of torchrun")
-    add("--bf16", action="store_true", help="products and convolutions in bfloat16")
     add("--lr", type=number(float, 1e-9, 1), help=f"highest learning rate (default: {lr:g}; "
         f"{scaling.LEARNING_RATE:g} to go on from SVD's network)")
     add("--seed", type=number(int, 0, 10**9), default=0)
+    scaling.add_options(add)
     args = parser.parse_args(argv)
     if args.resume and (args.init or args.config):
         parser.error("--resume continues what --out holds; leave out --init and --config")
-    if args.windows is None:  # a short training does not wait for windows that it never sees
+    if args.clips is None:  # a short training does not wait for clips that it never sees
         steps = args.steps or args.minutes * STEPS_A_MINUTE
-        args.windows = min(windows, max(64, round(steps * args.batch / TIMES_SEEN)))
+        args.clips = min(CLIPS, max(32, round(steps * args.batch / TIMES_SEEN)))
     return args
-
-
-# ---- processes --------------------------------------------------------------------------------
-
-
-@dataclass
-class Processes:
-    """This process among those that torchrun started; without torchrun it is the only one. Rank 0
-    alone prepares data, reports and saves."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-    @staticmethod
-    def join() -> "Processes":
-        """Meets the others, over gloo on CPUs and nccl on GPUs, and picks this one's device."""
-        gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
-        device = torch.device("cuda", local) if gpus else torch.device("cpu")
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return Processes(0, 1, device)
-        if gpus:
-            torch.cuda.set_device(device)
-        # The others wait for rank 0 while it prepares the data, which may take hours.
-        dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(days=1))
-        return Processes(dist.get_rank(), dist.get_world_size(), device)
-
-    def wait(self) -> None:
-        """Until all processes have come here."""
-        if self.count > 1:
-            dist.barrier()
-
-    def agree(self, values: list[float]) -> list[float]:
-        """The largest of each value over all processes."""
-        if self.count == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return tensor.tolist()
-
-    def rows(self, batch: int, parts: int = 1) -> slice:
-        """This process's share of a batch: every `count`-th row. Raises InputError where the shares
-        or their `parts` would be unequal: the mean of their gradients would be no gradient of the
-        mean."""
-        if batch % (self.count * parts):
-            raise InputError(f"--batch: {batch} does not divide by {self.count} processes" + (
-                f" with --accumulate {parts}" if parts > 1 else ""))
-        return slice(self.rank, None, self.count)
-
-    def parallel(self, stage: Stage, some_unused: bool) -> nn.Module:
-        """The stage, wrapped so that gradients are averaged over all processes in `backward`. With
-        `some_unused`, DDP looks in each step for parameters that it did not use: while only the
-        spatial half learns, those of the temporal half."""
-        if self.count == 1:
-            return stage
-        return DistributedDataParallel(stage, find_unused_parameters=some_unused)
-
-    def leave(self) -> None:
-        """Says goodbye to the others."""
-        if self.count > 1:
-            dist.destroy_process_group()
 
 
 # ---- the weights folder, and the windows ------------------------------------------------------
@@ -151,7 +80,7 @@ def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
     pretrained.published(args, processes.rank == 0)
     if processes.rank == 0:
         make_folder(args.out)
-        print(f"{args.out}: up to {args.windows} windows are prepared first", flush=True)
+        print(f"{args.out}: networks and clips are prepared first", flush=True)
         if not args.resume:
             source, config = _find_frozen([args.init] if args.init else [args.out, WEIGHTS])
             config = scaling.settled(config, source, args)
@@ -186,20 +115,20 @@ def _find_frozen(folders: list[Path]) -> tuple[Path, Config]:
     raise InputError(problems[0])
 
 
-def windows(args: argparse.Namespace, model: KeyFace, stage: Stage, per_clip: int,
-            processes: Processes) -> tuple[Windows, Windows]:
-    """Windows to learn from and held-out ones. Rank 0 prepares them, the others then read them."""
-    splits = (("train", args.windows, args.seed, per_clip, 0), ("test", 32, 0, 1, 10_000))
-
-    def read() -> list[Windows]:
-        return [prepare(args.out / "cache", open_source(args.data, split, model.size), args.out,
-                        stage.config, count, seed, each, first)
-                for split, count, seed, each, first in splits]
+def open_data(args: argparse.Namespace, model: KeyFace, stage: Stage,
+              processes: Processes) -> tuple[Clips, Windows]:
+    """Clips to learn from, and held-out windows in memory. Rank 0 prepares them, where that is not
+    done yet; the others wait for it."""
+    def read() -> tuple[Clips, Windows]:
+        cache = open_cache(args.data, args.out, args.clips, args.out)
+        clips, held_out = (Clips(cache, split, stage.config, model.vae.scale, args.out, seed)
+                           for split, seed in (("train", args.seed), ("test", 0)))
+        return clips, held_out.batch(HELD_OUT, 0)
 
     if processes.rank == 0:
         read()
     processes.wait()
-    return tuple(read())
+    return read()
 
 
 # ---- the average of the weights ---------------------------------------------------------------
@@ -283,11 +212,14 @@ class Run:
         self.held_out, self.processes, self.facts = held_out, processes, facts
         self.csv, self.metrics, self.losses = args.out / f"{name}.csv", [], []
         self.step, self.progress, self.before = 0, 0.0, 0.0  # `before`: seconds of earlier runs
+        self.skipped = self.unsound = 0  # steps, in all and up to now in a row
+        self.best = math.inf  # see `measure`
         if args.resume:
             self.resume()
         self.began = time.monotonic()
         self.reported = self.saved = self.shown = 0.0  # when, in seconds since it began
         self.saved_step = self.step
+        self.board = processes.rank == 0 and tensorboard(args.out / name, self.step)
         self.signals = remember_signals()
         if processes.rank == 0:
             length = f"{args.steps} steps" if args.steps else f"{args.minutes:g} minutes"
@@ -297,18 +229,19 @@ class Run:
     def resume(self) -> None:
         """Takes weights, average, optimizer and step from NAME.state in --out."""
         path = self.args.out / f"{self.name}.state"
-        if not path.exists():
-            raise InputError(f"--resume: {path} does not exist")
         state = checkpoint.load_state(path)
         try:
             self.stage.load_state_dict(state["stage"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.before = state["step"], state["seconds"]
-            self.facts = state["facts"]
+            self.facts, self.skipped = state["facts"], state.get("skipped", 0)
         except (KeyError, RuntimeError, TypeError, ValueError):
             raise InputError(f"--resume: {path} does not fit config.json") from None
         self.metrics = [row for row in load_metrics(self.csv) if row["step"] <= self.step]
+        best = path.with_suffix(".best.safetensors")
+        if best.exists():
+            self.best = checkpoint.header_number(best, "held_out") or math.inf
 
     @property
     def seconds(self) -> float:
@@ -331,9 +264,24 @@ class Run:
             group["lr"] = args.lr * rate
         return True
 
+    def sound(self, loss: Tensor, norm: Tensor) -> bool:
+        """Whether the loss and the norm of its gradient are finite in all processes; where not, the
+        step is to be skipped. Raises InputError after UNSOUND such steps in a row."""
+        [unsound] = self.processes.agree([float(not (loss + scaling.whole(norm, 0)).isfinite())])
+        self.unsound = self.unsound + 1 if unsound else 0
+        self.skipped += int(unsound)
+        if self.unsound == UNSOUND:
+            kept = (f"--resume, from {self.args.out}/{self.name}.state of step {self.saved_step}, "
+                    "which is intact, and" if self.saved_step else "to begin anew with")
+            raise InputError(f"{self.name}: the loss or its gradient was not finite in {UNSOUND} "
+                             f"steps in a row; try {kept} an --lr below {self.args.lr:g}")
+        return not unsound
+
     def report(self, latent: Tensor, pixel: Tensor) -> None:
-        """Counts a step; now and then measures, shows and saves."""
+        """Counts a step; now and then measures, shows and saves, but not after a skipped step."""
         self.step += 1
+        if self.unsound:
+            return
         self.losses.append((latent.item(), pixel.item()))
         if not self.takes_part:
             return
@@ -341,8 +289,7 @@ class Run:
         due = [now - self.saved > SAVE_EVERY,
                now - self.reported > min(REPORT_EVERY, 5 + self.reported),  # often at first
                now - self.shown > SHEET_EVERY]
-        for act, each in zip((self.save, self.measure, self.show),
-                             self.processes.agree(due) if self.args.shard else due):
+        for act, each in zip((self.save, self.measure, self.show), self.agreed(due)):
             if each:
                 act()
 
@@ -351,8 +298,13 @@ class Run:
         """Whether this process measures and saves: the first, or (--shard) all together."""
         return self.processes.rank == 0 or self.args.shard
 
+    def agreed(self, values: list[float]) -> list[float]:
+        """What this process finds, the same in all that take part."""
+        return self.processes.agree(values) if self.args.shard else values
+
     def measure(self) -> None:
-        """Appends a row of losses to NAME.csv, prints it and draws the curves."""
+        """Appends a row of losses to NAME.csv, prints it and draws the curves. Where the mean of
+        val_1 and val_10 is the least so far, the weights are kept as NAME.best.safetensors, too."""
         now, losses = time.monotonic() - self.began, np.mean(self.losses, axis=0)
         self.metrics.append({"minutes": round(self.seconds / 60, 2), "step": self.step,
                              "latent_loss": losses[0], "pixel_loss": losses[1],
@@ -360,8 +312,13 @@ class Run:
         numbers = "  ".join(f"{k} {v if k == 'step' else f'{v:.4g}'}"
                             for k, v in self.metrics[-1].items())
         if self.processes.rank == 0:
-            print(f"{numbers}  {len(self.losses) / (now - self.reported):.2f} steps/s", flush=True)
-            save_metrics(self.csv, self.metrics)
+            print(f"{numbers}  {len(self.losses) / (now - self.reported):.2f} steps/s"
+                  + f"  {self.skipped} skipped" * bool(self.skipped), flush=True)
+            save_metrics(self.csv, self.metrics, self.board)
+        [held_out] = self.agreed([(self.metrics[-1]["val_1"] + self.metrics[-1]["val_10"]) / 2])
+        if held_out < self.best:
+            self.best = held_out
+            self.keep(self.csv.with_suffix(".best.safetensors"), held_out=held_out)
         self.reported, self.losses = time.monotonic() - self.began, []
 
     def show(self) -> None:
@@ -371,23 +328,24 @@ class Run:
                   self.held_out)
         self.shown = time.monotonic() - self.began
 
-    def keep(self, path: Path) -> None:
+    def keep(self, path: Path, **figures: float) -> None:
         """Writes the averaged weights, with their origin in the header."""
         state = scaling.whole(self.average.module.state_dict(), self.processes.rank)
         if self.processes.rank == 0:
             checkpoint.save_part(path, state, step=self.step, minutes=round(self.seconds / 60, 1),
-                                 config=asdict(self.stage.config),
-                                 version=checkpoint.code_version(), seed=self.args.seed)
+                                 config=asdict(self.stage.config), seed=self.args.seed,
+                                 version=checkpoint.code_version(), **figures)
 
     def save(self) -> None:
-        """Writes the weights, and what --resume needs beside the same options. What is random
+        """Writes the weights, then what --resume needs beside the same options. What is random
         follows from seed and step, so there is no random state to keep. A resumed training is exact
-        with --steps; with --minutes learning rate and phases follow the clock."""
+        with --steps, wherever it was killed: the state decides, and weights that are newer are
+        written again. With --minutes learning rate and phases follow the clock."""
         self.keep(self.args.out / f"{self.name}.safetensors")
         state = scaling.whole({
             "stage": self.stage.state_dict(), "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
-            "facts": self.facts}, self.processes.rank)
+            "facts": self.facts, "skipped": self.skipped}, self.processes.rank)
         if self.processes.rank == 0:
             checkpoint.save_state(self.args.out / f"{self.name}.state", state)
         self.saved, self.saved_step = time.monotonic() - self.began, self.step

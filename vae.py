@@ -7,7 +7,7 @@ with weights trained here they are normalised per channel. Parameters are named 
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +34,10 @@ class VAEConfig:
     latent_std: tuple[float, ...] | None = None
 
     @classmethod
-    def tiny(cls) -> "VAEConfig":
-        """For drawn faces of 64 x 64 pixels: (3, 64, 64) -> (4, 16, 16), 0.7 M parameters."""
-        return cls(ch=16, ch_mult=(1, 2, 4), num_res_blocks=1, num_groups=8, temporal=False)
+    def tiny(cls, size: int = 64) -> "VAEConfig":
+        """(3, 64, 64) -> (4, 16, 16), 0.7 M parameters, or (3, 128, 128) -> (8, 16, 16), 1.5 M."""
+        sizes = cls(ch=16, ch_mult=(1, 2, 4), num_res_blocks=1, num_groups=8, temporal=False)
+        return sizes if size == 64 else replace(sizes, ch=24, z_channels=8, patch=size // 64)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tools import cli
 from tools.checkpoint import header_config, load_state
-from tools.media import FPS, FRAME_SAMPLES
+from tools.media import FPS, FRAME_SAMPLES, write_video
 from toy import example, faces, train_encoders, train_vae, voices, world
 from toy.refit import fit
 from toy.vocalisations import KINDS
@@ -123,7 +123,7 @@ def test_smile_shows_valence_and_eyes_show_arousal():
     assert (clips[0].event[clips[0].viseme > 0] == EVENTS.index("speech")).all()
 
 
-def test_a_portrait_is_the_same_person_in_another_mood():
+def test_a_portrait_is_the_same_person_in_another_emotion():
     clip = make_clip(5, seconds=1)
     one, two = (portrait(clip, 64, np.random.default_rng(seed)) for seed in (0, 1))
     assert one.shape == (3, 64, 64) and one.abs().max() <= 1
@@ -162,12 +162,13 @@ def test_the_decoder_alone_learns_and_latents_stay(tmp_path, monkeypatch):
     """A step from the shipped weights, and one more after it. Networks rely on the latents."""
     few = train_vae.random_faces(np.random.default_rng(0), 4, 64)
     monkeypatch.setattr(train_vae, "random_faces", lambda rng, n, size: few)
-    monkeypatch.setattr(train_vae, "users_faces", lambda size: few)
+    world = train_vae.DrawnFaces(64)
+    world.familiar = few
     before = load_file(SHIPPED / "vae.safetensors")
-    train_vae.train(tmp_path, 1e-9, 64, False, SHIPPED)
+    train_vae.train(tmp_path, 1e-9, world, False, SHIPPED)
     first = load_file(tmp_path / "vae.safetensors")
     seconds = load_state(tmp_path / "vae.state")["seconds"]
-    train_vae.train(tmp_path, seconds / 60 + 1e-9, 64, True, None)
+    train_vae.train(tmp_path, seconds / 60 + 1e-9, world, True, None)
     assert load_state(tmp_path / "vae.state")["step"] == 2
     second = load_file(tmp_path / "vae.safetensors")
     for old, new in ((before, first), (first, second)):
@@ -175,3 +176,18 @@ def test_the_decoder_alone_learns_and_latents_stay(tmp_path, monkeypatch):
         assert changed and all(name.startswith("decoder.") for name in changed)
     assert header_config(VAEConfig, tmp_path / "vae.safetensors") == header_config(
         VAEConfig, SHIPPED / "vae.safetensors")
+
+
+def test_the_autoencoder_learns_from_videos(tmp_path, capsys):
+    """Of films in one grey each, so that what is held out can be told from what is learned from."""
+    for name, grey in (("a", 40), ("b", 120), ("c", 200)):
+        write_video(tmp_path / f"{name}.mp4", [np.full((32, 32, 3), grey, np.uint8)] * 20,
+                    np.ones(20 * 640, np.float32) / 2, 32)
+    (tmp_path / "d.mp4").write_text("no video")
+    frames = train_vae.FilmedFaces(tmp_path, 32)
+    assert "left out" in capsys.readouterr().err
+    greys = [((x.mean((1, 2, 3)) + 1) * 127.5).round().int()
+             for x in (frames.held_out, frames.batch(0, 64), frames.measured)]
+    assert (greys[0] - 40).abs().max() < 4  # every tenth by name: the first
+    assert all((g > 115).all() and g.min() < 125 and g.max() > 195 for g in greys[1:])
+    assert len(frames.pictures) == 14  # every third of 20, twice

@@ -1,23 +1,30 @@
 """Training: data from a folder, the loop in process, and one whole run that is told to stop."""
 
-import csv
 import json
+import math
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import films
 from safetensors.torch import load_file
 
 import train_interp
 import train_keyframe
 import training
-from data import FolderSource, Windows, make_windows, open_source, prepare
+from data import Clips
 from keyface import KeyFace
 from stage import Config, Stage
 from tools import checkpoint, cli
@@ -30,40 +37,9 @@ from tools.checkpoint import (
     save_part,
 )
 from tools.cli import InputError
-from tools.media import write_video
-from unet import UNetConfig
+from tools.media import read_audio
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def frozen(tmp_path_factory) -> Path:
-    """A folder with the frozen parts and config.json only, and a smaller network in it."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("frozen")
-    tiny = Config.tiny()
-    small = {"model_channels": 16, "num_groups": 4, "num_head_channels": 16, "context_dim": 24}
-    config = replace(
-        tiny, keyframe=replace(tiny.keyframe, frames=4, unet=UNetConfig.tiny(**small)),
-        interp=replace(tiny.interp,
-                       unet=UNetConfig.tiny(in_channels=9, emotion_dim=0, **small)))
-    torch.manual_seed(0)
-    model = KeyFace(config)
-    for name in config.frozen():
-        save_part(folder / f"{name}.safetensors", model.parts()[name].state_dict())
-    save_config(config, folder)
-    return folder
-
-
-def windows(n: int = 4) -> Windows:
-    g = torch.Generator().manual_seed(3)
-    numbers = {"generator": g, "dtype": torch.float32}
-    waves = torch.linspace(0, 12, 4 * 16 * 16).sin().view(4, 16, 16)  # all alike: easily learnt
-    return Windows(waves.expand(n, 4, 4, 16, 16).half(),
-                   torch.randn(n, 4, 16, 16, **numbers).half(),
-                   torch.randn(n, 4, 2, 128, **numbers).half(),
-                   torch.rand(n, 4, 2, **numbers),
-                   torch.randint(256, (n, 4, 3, 64, 64), generator=g, dtype=torch.uint8))
 
 
 class StopAfter(list):
@@ -79,15 +55,15 @@ class StopAfter(list):
 
 
 @pytest.fixture
-def train(monkeypatch):
-    """Runs a training script in this process, on made-up windows; returns the state it saved."""
-    monkeypatch.setattr(training, "windows", lambda *_: (windows(), windows(2)))
+def train(monkeypatch, cache):
+    """Runs a training script in this process; returns the state it saved."""
+    monkeypatch.setattr(training, "HELD_OUT", 2)
     monkeypatch.setattr(training, "WARM_UP", 5)
     monkeypatch.setattr(training, "sheet", lambda *_: None)  # one test draws it
 
     def train(script, out: Path, *options, stop: int = 10**9) -> dict:
         monkeypatch.setattr(training, "remember_signals", lambda: StopAfter(stop))
-        script.main([f"--out={out}", *map(str, options)])
+        script.main([f"--out={out}", f"--data={cache}", *map(str, options)])
         return load_state(out / f"{script.__name__.removeprefix('train_')}.state")
 
     return train
@@ -131,7 +107,7 @@ def test_a_resumed_training_is_exact(frozen, tmp_path, train, script):
     assert equal(once["stage"], twice["stage"]) and equal(once["average"], twice["average"])
 
 
-def test_training_learns_and_saves(frozen, tmp_path, train, monkeypatch):
+def test_training_learns_and_saves(frozen, cache, tmp_path, train, monkeypatch):
     out = copy(frozen, tmp_path / "out")
     monkeypatch.setattr(train_keyframe, "SPATIAL_FRACTION", 0)
     state = train(train_keyframe, out, "--steps=24", "--lr=4e-3")
@@ -140,9 +116,10 @@ def test_training_learns_and_saves(frozen, tmp_path, train, monkeypatch):
     assert header["step"] == 24 and header["config"]["frames"] == 4 and header["version"]
     torch.manual_seed(0)
     stage = KeyFace.load_frozen(out).keyframe
-    before = training.validate(stage.eval(), windows())
+    held_out = Clips(cache, "train", stage.config, lambda z: z, out).batch(4, 0)
+    before = training.validate(stage.eval(), held_out)
     load_part(out / "keyframe.safetensors", stage)
-    after = training.validate(stage, windows())
+    after = training.validate(stage, held_out)
     assert all(np.isfinite(value) for value in after.values())
     assert after["val_1"] < 0.95 * before["val_1"]
     assert not list(out.glob(".*"))
@@ -166,7 +143,7 @@ def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, 
                                                                         monkeypatch):
     out = copy(frozen, tmp_path / "out")
     monkeypatch.setattr(training, "sheet", SHEET)
-    state = train(train_interp, out, "--minutes=0.02")
+    state = train(train_interp, out, "--steps=10")
     lines = (out / "interp.csv").read_text().splitlines()
     assert lines[0].startswith("minutes,step,latent_loss") and len(lines) >= 2
     assert int(float(lines[-1].split(",")[1])) == state["step"]
@@ -182,33 +159,139 @@ def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, 
         out / "interp_bad.safetensors").read_bytes()
 
 
-DOUBLE = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-import torch
-torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)
-import test_training, train_keyframe, training
-training.windows = lambda *_: (test_training.windows(), test_training.windows(2))
-training.sheet = lambda *_: None
-training.remember_signals = lambda: test_training.StopAfter(int(sys.argv[1]))
-train_keyframe.main(sys.argv[2:])
-"""
+def process(argv: list[str], log: Path, env: dict[str, str], halt: tuple[str, int]) -> None:
+    """A training that saves after every step, in float64 and in a process of its own. Step 3 has an
+    infinite loss in the last process. At the n-th time that `halt` is to be renamed, the process
+    stands still and leaves a file *halted* beside the log."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = ["train_keyframe.py"]
+    os.environ.update(env, CUDA_VISIBLE_DEVICES="")
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    training.HELD_OUT, training.sheet = 2, lambda *_: None
+    training.SAVE_EVERY, training.Run.measure = -1, lambda _: None
+
+    forward, replace, names = Stage.forward, os.replace, []
+
+    def overflowing(self, *args):
+        latent, pixel = forward(self, *args)
+        last = int(env.get("RANK", 0)) == int(env.get("WORLD_SIZE", 1)) - 1
+        return latent + (math.inf if torch.initial_seed() == 3 and last else 0), pixel
+
+    def halting(source, target):
+        names.append(Path(source).name)
+        if names.count(halt[0]) == halt[1]:
+            log.with_name("halted").touch()
+            time.sleep(600)
+        replace(source, target)
+
+    Stage.forward, os.replace = overflowing, halting
+    sys.exit(cli.run(train_keyframe.main, argv))
 
 
-def test_two_processes_compute_what_one_does(frozen, tmp_path):
-    """20 steps in float64, through both phases; the two are stopped in between and resume."""
-    script = tmp_path / "double.py"
-    script.write_text(DOUBLE.format(root=str(ROOT), tests=str(ROOT / "tests")))
-    one, two = copy(frozen, tmp_path / "one"), copy(frozen, tmp_path / "two")
-    options = ["--steps=20", "--batch=2"]
-    both = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    for command in ([sys.executable, script, "1000", f"--out={one}", *options],
-                    [*both, script, "8", f"--out={two}", *options],
-                    [*both, script, "1000", f"--out={two}", *options, "--resume"]):
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-    once, twice = (load_state(out / "keyframe.state") for out in (one, two))
-    assert once["step"] == twice["step"] == 20
+@pytest.fixture(scope="module")
+def start(cache):
+    """Starts a training in processes of its own, which share its batches as under torchrun. They
+    are forked from a process that has imported everything, which takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_training", "transformers.models.wavlm.modeling_wavlm"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        multiprocessing.forkserver.ensure_running()
+
+    def start(out: Path, *options: str, count: int = 1, halt: tuple[str, int] = ("", 1)) -> list:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        started = []
+        for rank in range(count):
+            env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
+                   "WORLD_SIZE": str(count)}
+            argv = [f"--out={out}", f"--data={cache}", "--steps=8", "--batch=2", *options]
+            started.append(context.Process(target=process, args=(
+                argv, out.with_name(f"{out.name}.log{rank}"), env, halt if rank == 0 else ("", 1))))
+            started[-1].start()
+        return started
+
+    return start
+
+
+def finish(started: list, status: int = 0) -> None:
+    for each in started:
+        each.join(100)
+        assert each.exitcode == status
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 100
+    while not path.exists():
+        assert time.monotonic() < end, path
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(frozen, start, tmp_path_factory) -> Path:
+    out = copy(frozen, tmp_path_factory.mktemp("undisturbed") / "out")
+    finish(start(out))
+    return out
+
+
+def same_end(a: Path, b: Path) -> bool:
+    """Whether two trainings ended with the same bits: weights, average, optimizer and the rest."""
+    def end(out: Path) -> tuple[dict, dict]:
+        state = load_state(out / "keyframe.state")
+        moments = {f"{i}.{name}": value for i, each in state["optimizer"]["state"].items()
+                   for name, value in each.items()}
+        tensors = {**state["stage"], **state["average"], **moments,
+                   **load_file(out / "keyframe.safetensors")}
+        return tensors, {k: state[k] for k in ("step", "facts", "skipped")}
+
+    (ours, rest), (theirs, others) = end(a), end(b)
+    return equal(ours, theirs) and rest == others
+
+
+def test_killed_at_any_time_a_training_ends_as_if_undisturbed(frozen, undisturbed, start, tmp_path):
+    """Killed while it writes the weights, between the weights and the state, between the state that
+    gives way and the new one, and at a random moment."""
+    out, halted = copy(frozen, tmp_path / "out"), tmp_path / "halted"
+    options = []
+    for halt in (("keyframe.safetensors", 2), ("keyframe.state", 3), ("keyframe.state", 4)):
+        [running] = start(out, *options, halt=halt)
+        wait_for(halted)
+        running.kill()
+        running.join()
+        halted.unlink()
+        assert [path.name for path in out.glob(".keyface.*/*")] == [halt[0]]  # it was in a save
+        options = ["--resume"]
+    [running] = start(out, *options)
+    wait_for(out / "keyframe.state")  # the kill before left none but that of the step before
+    time.sleep(random.uniform(0, 0.2))
+    running.kill()
+    running.join()
+    assert running.exitcode == -signal.SIGKILL
+    finish(start(out, *options))
+    assert load_state(out / "keyframe.state")["step"] == 8
+    assert same_end(out, undisturbed)
+    assert not list(out.glob(".*"))
+
+
+def test_two_processes_compute_what_one_does(frozen, undisturbed, start, tmp_path):
+    """Through both phases and a step that one of the two says to skip; and what two compute is the
+    same to the bit where one was killed as it saved. The other then ends with one line."""
+    whole, parted = copy(frozen, tmp_path / "whole"), copy(frozen, tmp_path / "parted")
+    finish(start(whole, count=2))
+    first, second = start(parted, count=2, halt=("keyframe.state", 6))
+    wait_for(tmp_path / "halted")
+    first.kill()
+    finish([second], 1)
+    *_, said = (tmp_path / "parted.log1").read_text().splitlines()
+    assert said == ("train_keyframe.py: error: another process of this training has ended; see "
+                    "what it said, and go on with --resume")
+    finish(start(parted, "--resume", count=2))
+    assert same_end(whole, parted)
+    once, twice = (load_state(out / "keyframe.state") for out in (undisturbed, whole))
+    assert once["step"] == twice["step"] == 8 and once["skipped"] == twice["skipped"] == 1
     for name, value in once["stage"].items():
         assert value.dtype == torch.float64
         assert torch.allclose(value, twice["stage"][name], atol=1e-5, rtol=0), name
@@ -217,8 +300,9 @@ def test_two_processes_compute_what_one_does(frozen, tmp_path):
 def test_an_autoencoder_trained_again_brings_its_own_statistics(frozen, tmp_path, train):
     out = copy(frozen, tmp_path / "out")
     vae = replace(load_config(Config, out).vae, latent_mean=(1.0, 2.0, 3.0, 4.0))
-    save_part(out / "vae.safetensors", KeyFace(Config.tiny()).vae.state_dict(), config=asdict(vae))
-    train(train_keyframe, out, "--steps=1")
+    save_part(out / "vae.safetensors", KeyFace(load_config(Config, out)).vae.state_dict(),
+              config=asdict(vae))
+    train(train_keyframe, out, "--steps=1", f"--data={films(tmp_path / 'films', [41, 41])}")
     assert load_config(Config, out).vae == vae
 
 
@@ -238,7 +322,7 @@ def test_folders_and_states_that_do_not_fit_are_refused(frozen, tmp_path, train)
     (["--minutes", "nan"], '--minutes: "nan" is no number from 0.001 to 1000000.0'),
     (["--steps", "0"], '--steps: "0" is no whole number from 1 to 1000000000'),
     (["--seed", "-1"], '--seed: "-1" is no whole number from 0 to 1000000000'),
-    (["--windows", "many"], '--windows: "many" is no whole number from 1 to 10000000'),
+    (["--clips", "many"], '--clips: "many" is no whole number from 1 to 10000000'),
     (["--resume", "--init", "x"], "--resume continues what --out holds; leave out --init"),
 ])
 def test_options(options, line, capsys):
@@ -246,75 +330,17 @@ def test_options(options, line, capsys):
     assert capsys.readouterr().err.endswith(f"error: {line}\n")
 
 
-def test_a_short_training_prepares_few_windows():
+def test_a_short_training_prepares_few_clips():
     def count(*options: str) -> int:
-        return training.options(list(options), "", 45, 2400, 4, 1e-3).windows
+        return training.options(list(options), "", 45, 4, 1e-3).clips
 
-    assert count() == 2200 and count("--minutes=2") == 98 and count("--steps=20") == 64
-    assert count("--minutes=1000") == 2400 and count("--minutes=2", "--windows=7") == 7
+    assert count() == 1100 and count("--minutes=2") == 49 and count("--steps=20") == 32
+    assert count("--minutes=1000") == 1200 and count("--minutes=2", "--clips=7") == 7
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(InputError, match="--batch: 4 does not divide by 3 processes"):
         training.Processes(0, 3, torch.device("cpu")).rows(4)
-
-
-def test_batches_take_every_window_once_before_any_twice():
-    data = windows(7)
-    first = [data.batch(2, step, seed=5).identity for step in range(3)]
-    assert len(torch.cat(first).flatten(1).unique(dim=0)) == 6
-    assert torch.equal(first[2], data.batch(2, 2, seed=5).identity)
-    assert len(data.batch(20, 11, seed=5)) == 7
-
-
-def films(folder: Path, lengths: list[int]) -> Path:
-    """Videos whose frame t is grey of brightness 40 + 2 t, with valence t / 100."""
-    for number, n in enumerate(lengths):
-        grey = (np.full((64, 64, 3), 40 + 2 * t, np.uint8) for t in range(n))
-        tone = np.sin(np.arange(640 * n, dtype=np.float32) / 9) / 4
-        write_video(folder / f"{number}.mp4", grey, tone, 64)
-        with open(folder / f"{number}.csv", "w", newline="") as file:
-            csv.writer(file).writerows([["seconds", "valence", "arousal"],
-                                        *([t / 25, t / 100, -0.5] for t in range(n))])
-    return folder
-
-
-def test_folder_of_videos(frozen, tmp_path):
-    folder = films(tmp_path, [60, 3, 45])
-    source, held_out = (open_source(str(folder), split, 64) for split in ("train", "test"))
-    assert not set(source.paths) & set(held_out.paths)
-    assert len(source.paths) + len(held_out.paths) == 3
-    clip = held_out.clip(0)
-    assert len(clip.emotion) == 60 and np.allclose(clip.emotion[30], (0.3, -0.5))
-    brightness = (clip.frames([0, 30, 59]).mean((1, 2, 3)) + 1) * 127.5
-    assert np.allclose(brightness, (40, 100, 158), atol=3)
-
-    window = list(range(10, 50, 13))
-    for rng in map(np.random.default_rng, range(20)):
-        shade = (float(clip.portrait(rng, window).mean() + 1) * 127.5 - 40) / 2
-        assert shade < 9 or shade > 49 - 1  # outside the window's span
-
-    model = KeyFace.load_frozen(frozen)
-    made = make_windows(source, model, model.config.keyframe, range(4), seed=0, per_clip=2)
-    assert len(made["latents"]) == 4  # two of each look at the long one, none of the short one
-    assert made["pixels"].shape == (4, 4, 3, 64, 64)
-    assert made["audio_tokens"].shape == (4, 4, 2, 128)
-    times = (made["pixels"].float().mean((2, 3, 4)) - 40) / 2
-    assert torch.allclose(times, made["emotion"][..., 0] * 100, atol=1.5)
-
-
-def test_folders_that_cannot_be_used(frozen, tmp_path):
-    with pytest.raises(InputError, match="holds 0 videos"):
-        FolderSource(tmp_path, "train", 64)
-    folder = films(tmp_path, [3, 3])
-    (folder / "0.csv").write_text("valence\n0.5\n")
-    source = FolderSource(folder, "test", 64)
-    with pytest.raises(InputError, match="0.csv: a row a frame is expected"):
-        source.clip(0)
-    config = load_config(Config, frozen).keyframe
-    with pytest.raises(InputError, match="no train video is as long as a window, 40 frames"):
-        prepare(tmp_path / "cache", FolderSource(folder, "train", 64), frozen, config, 1, workers=1)
-    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_interpolation_hears_with_an_encoder_of_its_own(frozen, tmp_path, train):
@@ -328,24 +354,25 @@ def test_interpolation_hears_with_an_encoder_of_its_own(frozen, tmp_path, train)
     torch.manual_seed(1)
     speech = KeyFace(config).interp_audio.speech.state_dict()
     save_part(init / "wav2vec2.safetensors", speech, half=False)
-    assert train(train_interp, out, f"--init={init}", "--steps=1")["step"] == 1
+    with pytest.raises(InputError, match="cache: made with another autoencoder or other audio"):
+        train(train_interp, out, f"--init={init}", "--steps=1")
+    films(tmp_path / "films", [30, 30])
+    train(train_interp, out, f"--init={init}", f"--data={tmp_path / 'films'}", "--steps=1")
     model = KeyFace.load_frozen(out)
     loaded = model.interp_audio.speech.state_dict()
     assert all(value.equal(loaded[name]) for name, value in speech.items())
     assert model.interp_audio.events is model.audio.events
 
-    source = FolderSource(films(tmp_path, [30, 30]), "train", 64)
-    made = make_windows(source, model, model.config.interp, [0], seed=0, per_clip=1)
-    times = (made["emotion"][0, :, 0] * 100).round().long()
-    tokens = model.interp_audio(torch.from_numpy(source.clip(0).wave))
-    assert torch.allclose(made["audio_tokens"][0].float(), tokens[times], atol=5e-3)
+    made = Clips(out / "cache_videos", "train", model.config.interp, lambda z: z, out).batch(1, 0)
+    times = (made.emotion[0, :, 0] * 100).round().long()
+    tokens = model.interp_audio(torch.from_numpy(read_audio(tmp_path / "films/1.mp4")))
+    assert torch.allclose(made.audio_tokens[0].float(), tokens[times], atol=5e-3)
 
 
 def test_sigterm_saves_and_leaves(frozen, tmp_path):
-    out, data = copy(frozen, tmp_path / "out"), tmp_path / "films"
-    data.mkdir()
-    command = [sys.executable, str(ROOT / "train_keyframe.py"), "--out", str(out), "--windows", "8",
-               "--minutes", "10", "--data", str(films(data, [45] * 3))]
+    out, videos = copy(frozen, tmp_path / "out"), films(tmp_path / "films", [45] * 3)
+    command = [sys.executable, str(ROOT / "train_keyframe.py"), "--out", str(out), "--minutes", "9",
+               "--data", str(videos)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True) as process:
         for line in process.stdout:
@@ -358,5 +385,3 @@ def test_sigterm_saves_and_leaves(frozen, tmp_path):
     assert load_file(out / "keyframe.safetensors")
     assert load_state(out / "keyframe.state")["step"] > 0
     assert not list(out.rglob(".*")) and not list(out.rglob("*partial*"))
-    cached = [p.name for p in (out / "cache").iterdir()]
-    assert len(cached) == 2  # windows to learn from and held-out ones

@@ -11,17 +11,20 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar, get_args, get_type_hints
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tools.cli import InputError, replacing
+from tools.cli import InputError, replacing, warn
 
 T = TypeVar("T")
+KEPT = 2                    # training states of each name, the newest and those before it
 LARGEST = 10**6             # number that makes sense in a config
 # Least and largest where others would crash, or end in values that are not finite.
 BOUNDS = {
@@ -259,23 +262,59 @@ def save_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _states(path: str | Path) -> list[Path]:
+    """NAME.state, and the ones before it: NAME.state.1 and so on, the newest first."""
+    path = Path(os.path.realpath(path) if os.path.islink(path) else path)
+    return [path, *(path.with_name(f"{path.name}.{i}") for i in range(1, KEPT))]
+
+
 def save_state(path: str | Path, state: dict) -> None:
-    """Writes training state (tensors and plain values), read again by `load_state`."""
-    with replacing(Path(path)) as temporary:
-        torch.save(state, temporary)
+    """Writes training state (tensors and plain values), read again by `load_state`. The one before
+    is kept under another name."""
+    newest, *_ = states = _states(path)
+    with replacing(newest) as temporary:
+        with open(temporary, "wb") as file:
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:       # behind which torch hides what the disk said
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+            file.flush()
+            os.fsync(file.fileno())             # before those that are there give way
+        for older, newer in zip(states[:0:-1], states[-2::-1], strict=True):
+            if newer.exists():
+                os.replace(newer, older)
 
 
 def load_state(path: str | Path) -> dict:
-    """Reads what `save_state` wrote; refuses anything that is not tensors and plain values."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"{path}: not a training state of this program ({type(error).__name__})") from error
+    """Reads what `save_state` wrote; refuses anything that is not tensors and plain values. Where
+    the newest is damaged or was not yet in its place, takes the one before, and warns. Raises
+    InputError where there is none."""
+    problems = []
+    for each in _states(path):
+        try:
+            with ZipFile(each) as file:         # torch does not look at the checksums
+                if file.testzip():
+                    raise BadZipFile
+            state = torch.load(each, map_location="cpu", weights_only=True)
+        except (PermissionError, MemoryError):
+            raise
+        except FileNotFoundError:
+            problems.append(f"{each} does not exist")
+        except Exception as error:  # noqa: BLE001 (damage has many names)
+            problems.append(f"{each}: damaged, or not a training state of this program "
+                            f"({type(error).__name__})")
+        else:
+            if problems:
+                warn(f"{problems[0]}; going on from the one before, {each.name}")
+            return state
+    raise InputError(f"{problems[0]}; begin anew, without --resume")
 
 
+@cache
 def code_version() -> str:
-    """What git calls this state of the code; "unknown" without git."""
+    """What git called this state of the code when it was first asked; "unknown" without git."""
     try:
         command = ["git", "-C", str(Path(__file__).parents[1]), "describe", "--always", "--dirty"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -33,8 +33,10 @@ class InputError(Exception):
 
 
 def warn(line: str) -> None:
-    """Says on stderr, in one line, what was odd but could be used."""
-    print(f"{Path(sys.argv[0]).name}: warning: {' '.join(line.split())}", file=sys.stderr)
+    """Says on stderr, in one line, what was odd but could be used. Of the processes of one training
+    the first says it for all."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{Path(sys.argv[0]).name}: warning: {' '.join(line.split())}", file=sys.stderr)
 
 
 def number(kind: type, low: float, high: float) -> Callable[[str], float]:
@@ -130,6 +132,7 @@ def check_output(path: Path | str, endings: tuple[str, ...], option: str,
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        _remove_leftovers(folder)
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(13, "Permission denied")
         if not named and path.exists() and not ours(path):
@@ -144,35 +147,68 @@ def check_output(path: Path | str, endings: tuple[str, ...], option: str,
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder to write files to, where it is not there. Raises InputError if it cannot."""
+    """Makes a folder to write files to, where it is not there, and rids one that is of leftovers.
+    Raises InputError if it cannot."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
         raise InputError(f"{path}: {error.strerror}; name a folder to write") from None
+    _remove_leftovers(path)
 
 
 _unfinished: set[Path] = set()      # temporary folders, for an end by signal
 
 
+def _remove_leftovers(folder: Path) -> None:
+    """Removes the temporary folders that processes left in `folder` as they were killed. Those of
+    processes that live, as their names tell, stay."""
+    if os.name != "posix":          # elsewhere os.kill does not only ask
+        return
+    for left in set(Path(os.path.realpath(folder)).glob(".keyface.*.*")) - _unfinished:
+        try:
+            process = int(left.name.split(".")[2])
+            if process != os.getpid():
+                os.kill(process, 0)     # raises if there is none
+                continue
+        except ProcessLookupError:
+            pass
+        except (OSError, ValueError):   # another user's, or no name of ours
+            continue
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _flush(path: Path, how: int) -> None:
+    """Waits until a file or a folder is on the disk itself, where it outlasts a loss of power."""
+    file = os.open(path, how)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of `path` when the block ends well, else disappears.
+    """A temporary file that takes the place of `path` when the block ends well, else disappears. It
+    is on the disk before it gets its name, so whatever has this name is whole.
 
     Where `path` is a link, its target is replaced. Raises OSError that names `path`.
     """
     target = Path(os.path.realpath(path))
-    folder = target.parent / f".keyface.{secrets.token_hex(4)}"  # the file's name may be long
+    folder = target.parent / f".keyface.{os.getpid()}.{secrets.token_hex(4)}"  # (names may be long)
     _unfinished.add(folder)         # before it is there: a signal may come at any time
     try:
         folder.mkdir(0o700)
         yield folder / path.name
+        _flush(folder / path.name, os.O_RDWR)
         mask = os.umask(0o077)      # the only way to read it
         os.umask(mask)
         with suppress(OSError):     # of a file system that has no modes
             os.chmod(folder / path.name, 0o666 & ~mask)  # some writers let nobody else read
         os.replace(folder / path.name, target)
+        with suppress(OSError):     # of a system that does not flush folders
+            _flush(target.parent, os.O_RDONLY)
     except OSError as error:
         if not error.strerror:                      # not the system's: it says already what failed
             raise
@@ -285,10 +321,14 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
     except BrokenExecutor:
         status, line = 1, ("a process that worked for this one was killed, most likely for want of "
                            "memory; try again with more of it free")
-    except RuntimeError as error:                   # torch has no MemoryError of its own
+    except RuntimeError as error:                   # torch has no kinds of its own
         short = "out of memory|can't allocate memory|ALLOC_FAILED|could not \\w+ a primitive"
-        if not re.search(short, str(error)):
+        if re.search(short, str(error)):
+            status, line = 1, _short_of_memory(str(error))
+        elif re.search("gloo/transport|NCCL error", str(error)):
+            status, line = 1, ("another process of this training has ended; see what it said, and "
+                               "go on with --resume")
+        else:
             raise
-        status, line = 1, _short_of_memory(str(error))
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
     return status

@@ -34,8 +34,19 @@ def load_metrics(path: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def save_metrics(path: Path, rows: list[dict[str, float]]) -> None:
-    """Writes `rows` as NAME.csv and draws their losses over minutes as NAME_curves.png."""
+def tensorboard(folder: Path, step: int):
+    """A writer of TensorBoard's files into `folder`, None where TensorBoard is not installed. What
+    is there of steps after `step` no longer counts: it is of a training that was killed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder, purge_step=step + 1)
+
+
+def save_metrics(path: Path, rows: list[dict[str, float]], board) -> None:
+    """Writes `rows` as NAME.csv, draws their losses over minutes as NAME_curves.png and gives the
+    last one to `board`, which `tensorboard` opened, where there is one."""
     lines = [rows[-1], *(row.values() for row in rows)]
     with replacing(path) as temporary:
         temporary.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
@@ -47,6 +58,10 @@ def save_metrics(path: Path, rows: list[dict[str, float]]) -> None:
     axes.legend()
     axes.grid(alpha=0.3, which="both")
     save_figure(path.with_name(f"{path.stem}_curves.png"), figure, 100)
+    if board:
+        for name, value in rows[-1].items():
+            board.add_scalar(name, value, int(rows[-1]["step"]))
+        board.flush()
 
 
 def sheet_frames(count: int) -> list[int]:

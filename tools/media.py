@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import warnings
 import wave as wav_file
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -52,15 +52,25 @@ class _Track(NamedTuple):
     default: bool               # marked as the one to play
 
 
+def _command(path: Path, options: list[str]) -> list[str]:
+    """Of ffmpeg with a file as input."""
+    # "file:" and the whitelist keep odd names and playlists from opening anything else.
+    return [_ffmpeg(), "-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info",
+            "-protocol_whitelist", "file,pipe", "-i", f"file:{path}", *options]
+
+
+def _check_alive(path: Path, status: int) -> None:
+    """Raises OSError where ffmpeg was killed: by the system, most likely for want of memory."""
+    if status < 0:
+        raise OSError(f"{path}: ffmpeg was killed while it read this (signal {-status}); "
+                      "try again with more free memory")
+
+
 def _run_ffmpeg(path: Path, options: list[str]) -> tuple[int, bytes, str]:
     """Runs ffmpeg with a file as input: its exit status, its standard output and what it says."""
-    # "file:" and the whitelist keep odd names and playlists from opening anything else.
-    command = [_ffmpeg(), "-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info",
-               "-protocol_whitelist", "file,pipe", "-i", f"file:{path}", *options]
-    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)
-    if done.returncode < 0:         # by the system, most likely for want of memory
-        raise OSError(f"{path}: ffmpeg was killed while it read this (signal {-done.returncode}); "
-                      "try again with more free memory")
+    done = subprocess.run(_command(path, options), check=False, stdin=subprocess.DEVNULL,
+                          capture_output=True)
+    _check_alive(path, done.returncode)
     return done.returncode, done.stdout, done.stderr.decode(errors="replace")
 
 
@@ -103,10 +113,15 @@ def _decode(path: Path, track: _Track, other: _Track | None,
         path, ["-map", track.number, *options, "pipe:1", *_with(other)])
     if not data:
         raise InputError(f"{path}: could not be decoded; convert it to WAV or MP4")
+    return data, report, _damaged(status, report)
+
+
+def _damaged(status: int, report: str) -> bool:
+    """Whether ffmpeg says that a file is damaged."""
     streamed = "Ignoring maximum wav data size" in report       # written to a pipe: no length in it
     damaged = re.search(r"(?m)^\[.*(corrupt|ended prematurely|partial file)", report)
     failed = re.search(r"(?m)^(\[[^]]* @ [^]]*\] )*\[(error|fatal)\]", report)
-    return data, report, bool(status or failed or damaged and not streamed)
+    return bool(status or failed or damaged and not streamed)
 
 
 def _resample(video: _Track | None, extra: str = "") -> str:
@@ -275,19 +290,45 @@ def read_image(source: Path | str | np.ndarray, size: int | None = None,
     return np.array(image)
 
 
-def read_video(path: Path | str, size: int) -> np.ndarray:
-    """Frames at 25 a second, square-cropped around the centre: (N, size, size, 3) uint8.
+def video_blocks(path: Path | str, size: int, square: tuple[int, int, int] | None = None,
+                 length: int = 1500) -> Iterator[np.ndarray]:
+    """Frames at 25 a second, `length` at a time: (n, size, size, 3) uint8. `square` is left, top and
+    side of the part to use, in pixels of the video, and without it the largest in the middle.
 
-    The first is held from the start of the file's clock, which is that of `read_audio`.
+    The first frame is held from the start of the file's clock, which is that of `read_audio`.
     """
-    view = (f"fps={FPS}:start_time=0,crop='min(iw,ih)':'min(iw,ih)',"
+    path = Path(path)
+    track, other = _tracks(path, "Video")
+    left, top, side = square or ("(iw-ow)/2", "(ih-oh)/2", "min(iw,ih)")
+    if square:  # ffmpeg moves a square that reaches out, but refuses one that is too big
+        side = f"if(lte({left}+{side},iw)*lte({top}+{side},ih),{side},2*iw)"
+    view = (f"fps={FPS}:start_time=0,crop='{side}':'{side}':'{left}':'{top}',"
             f"scale={size}:{size}:flags=area")
-    data, _, damaged = _decode(Path(path), *_tracks(Path(path), "Video"), [
-        "-vf", view, "-f", "rawvideo", "-pix_fmt", "rgb24"])
-    count = len(data) // (size * size * 3)
-    if damaged:
+    command = _command(path, ["-map", track.number, "-vf", view, "-f", "rawvideo", "-pix_fmt",
+                              "rgb24", "pipe:1", *_with(other)])
+    count, frame = 0, size * size * 3
+    with tempfile.TemporaryFile() as said:
+        # (Where no more blocks are wanted, the end of the pipe ends ffmpeg.)
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=said) as process:
+            while n := len(data := process.stdout.read(length * frame)) // frame:
+                count += n
+                yield np.frombuffer(data, np.uint8, n * frame).reshape(n, size, size, 3)
+        said.seek(0)
+        report = said.read().decode(errors="replace")
+    _check_alive(path, process.returncode)
+    if not count and square and "Invalid too big" in report:
+        raise InputError(f"{path}: the square {','.join(map(str, square))} reaches out of the "
+                         "picture; give one within it")
+    if not count:
+        raise InputError(f"{path}: could not be decoded; convert it to MP4")
+    if _damaged(process.returncode, report):
         warn(f"{path}: cut off or damaged; {count} frames at {FPS} a second can be used")
-    return np.frombuffer(data, np.uint8, count * size * size * 3).reshape(-1, size, size, 3)
+
+
+def read_video(path: Path | str, size: int) -> np.ndarray:
+    """All frames of `video_blocks`: (N, size, size, 3) uint8."""
+    return np.concatenate(list(video_blocks(path, size)))
 
 
 # ----------------------------------------------------------------------------------------- writing

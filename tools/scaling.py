@@ -19,12 +19,25 @@ from torch.utils.checkpoint import checkpoint
 
 from stage import Config, Stage
 from tools.checkpoint import fitting, from_dict, load_config, overlaid, read_json
-from tools.cli import HERE, InputError
+from tools.cli import HERE, InputError, number
 from vae import VAE
 
 LEARNING_RATE, WARM_UP = 1e-5, 1000  # of the paper, to go on from SVD's network
 PUBLISHED = ("svd", "released")  # names of --init
 NAMED = ("tiny", "small", "full")
+
+
+def add_options(add: Callable) -> None:
+    """The options of a training that are about sizes and memory, by `add_argument`."""
+    add("--config", type=named_config, metavar="tiny|small|full|FILE.json",
+        help="sizes of a new model (default: those of --init, of --out, or tiny)")
+    add("--describe", action="store_true",
+        help="print parameters, memory, operations and hours of this training, and stop")
+    add("--accumulate", type=number(int, 1, 10**5), default=1, metavar="PARTS",
+        help="work a batch in so many parts, one after the other: less memory")
+    add("--bf16", action="store_true", help="products and convolutions in bfloat16")
+    add("--shard", action="store_true",
+        help="spread the network and all that belongs to it over the processes of torchrun")
 
 
 def named_config(name: str) -> Config:
@@ -165,7 +178,10 @@ def fitted(stage: Stage, vae: VAE, bf16: bool) -> Stage:
 def sharded(stage: Stage, average: nn.Module, optimizer: torch.optim.Optimizer) -> Stage:
     """The stage itself, with its parameters, gradients, optimizer state and average spread over all
     processes, which bring a layer together while it is computed (torch's `fully_shard`). Before,
-    each process holds all of it, as initialised or as resumed: this is for the steps."""
+    each process holds all of it, as initialised or as resumed: this is for the steps. Raises
+    InputError where there is one process."""
+    if not dist.is_initialized():
+        raise InputError("--shard: there is one process only; start several with torchrun")
     mesh = init_device_mesh(next(stage.parameters()).device.type, (dist.get_world_size(),))
     names = {id(parameter): name for name, parameter in stage.named_parameters()}
     held = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]

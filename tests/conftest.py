@@ -1,0 +1,64 @@
+"""What the tests of data and of training share: small frozen networks, films, and a cache of them."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from keyface import KeyFace
+from stage import Config
+from tools import prepare
+from tools.checkpoint import save_config, save_part
+from tools.media import write_video
+from unet import UNetConfig
+
+
+@pytest.fixture(scope="session")
+def frozen(tmp_path_factory) -> Path:
+    """A folder with the frozen parts and config.json only, and a smaller network in it."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("frozen")
+    tiny = Config.tiny()
+    small = {"model_channels": 16, "channel_mult": (1, 2), "attention_resolutions": (2,),
+             "num_groups": 4, "num_head_channels": 16, "context_dim": 24}
+    config = replace(
+        tiny, vae=replace(tiny.vae, ch=4, num_groups=2),
+        keyframe=replace(tiny.keyframe, frames=4, unet=UNetConfig.tiny(**small)),
+        interp=replace(tiny.interp,
+                       unet=UNetConfig.tiny(in_channels=9, emotion_dim=0, **small)))
+    torch.manual_seed(0)
+    model = KeyFace(config)
+    out = model.vae.encoder.conv_out  # its second half is the log-variance: a little noise only
+    torch.nn.init.zeros_(out.weight[4:])
+    torch.nn.init.constant_(out.bias[4:], -6)
+    for name in config.frozen():
+        save_part(folder / f"{name}.safetensors", model.parts()[name].state_dict())
+    save_config(config, folder)
+    return folder
+
+
+def films(folder: Path, lengths: list[int], kinds: str = "") -> Path:
+    """Videos 0.mp4, 1.mp4, ... whose frame t is grey of brightness 40 + 2 t, with valence t / 100
+    in a table that has a row every fifth frame and at the end, and the same kind throughout: a letter each."""
+    folder.mkdir(exist_ok=True)
+    for number, n in enumerate(lengths):
+        grey = (np.full((64, 64, 3), 40 + 2 * t, np.uint8) for t in range(n))
+        tone = np.sin(np.arange(640 * n, dtype=np.float32) ** 1.2 / 99) / 4
+        write_video(folder / f"{number}.mp4", grey, tone, 64)
+        with open(folder / f"{number}.csv", "w", newline="") as file:
+            kind = kinds[number:number + 1]
+            csv.writer(file).writerows([["seconds", "valence", "arousal", "kind"],
+                                        *([t / 25, t / 100, -0.5, kind] for t in [*range(0, n - 1, 5), n - 1])])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(frozen, tmp_path_factory) -> Path:
+    """A cache of five films, of which the first is held out."""
+    folder = tmp_path_factory.mktemp("cache")
+    source = prepare.Videos(films(folder / "films", [60, 45, 46, 47, 48]), 64)
+    prepare.prepare(source, folder / "cache", frozen, workers=1)
+    return folder / "cache"

@@ -1,0 +1,273 @@
+"""Clips on disk: what stands in a cache, the windows that are cut from it, and what it refuses."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import films
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import data
+from data import Clips
+from keyface import KeyFace
+from stage import Config
+from tools import cli, prepare
+from tools.checkpoint import load_config, save_config, save_part
+from tools.cli import InputError
+from tools.media import read_audio, read_video, write_video
+from toy import world
+
+
+def clips(cache: Path, frozen: Path, split: str = "train", **changes) -> Clips:
+    """Read with scaled latents that are the unscaled ones."""
+    stage = replace(load_config(Config, frozen).keyframe, **changes)
+    return Clips(cache, split, stage, lambda z: z, frozen)
+
+
+def test_a_shard_holds_what_the_frozen_networks_make_of_a_video(cache, frozen):
+    shard = load_file(cache / "shards/1.mp4.000.safetensors")
+    model, path = KeyFace.load_frozen(frozen), cache.parent / "films/1.mp4"
+    video = read_video(path, 64)
+    images = torch.tensor(video).permute(0, 3, 1, 2) / 127.5 - 1
+    posterior = model.vae.encode(images)
+    tokens = model.audio(torch.tensor(read_audio(path)))
+    assert shard["times"].tolist() == list(range(45))
+    for name, truth in (("mean", posterior.mean), ("logvar", posterior.logvar),
+                        ("audio_tokens", tokens)):
+        assert shard[name].dtype == torch.float16
+        assert torch.allclose(shard[name].float(), truth, atol=5e-3), name
+    assert np.allclose(shard["emotion"][[0, 1, 23, 40], 0], [0, 0.01, 0.23, 0.4], atol=1e-6)
+    assert np.allclose(shard["emotion"][:, 1], -0.5)
+
+
+def test_windows_are_of_one_moment_and_the_identity_of_another(cache, frozen):
+    made = clips(cache, frozen)
+    rows = [made.batch(4, step) for step in range(10)]
+    firsts = set()
+    for window in rows:
+        times = window.emotion[..., 0] * 100  # (4, 4) of the films' making
+        assert torch.allclose(times - times[:, :1], torch.arange(0, 40, 13.0).expand(4, 4),
+                              atol=0.6)
+        firsts |= set(times[:, 0].round().int().tolist())
+        for frame in range(4):
+            shades = (window.pictures(4, frame).mean((1, 2, 3)) + 1) * 127.5
+            assert torch.allclose((shades - 40) / 2, times[:, frame], atol=1.5)
+    assert len(firsts) > 5
+
+
+def test_the_identity_is_a_frame_outside_of_the_window(cache, frozen, tmp_path):
+    """In a cache whose latents are the numbers of the frames."""
+    mine = Path(shutil.copytree(cache, tmp_path / "mine"))
+    path = mine / "shards/0.mp4.000.safetensors"
+    shard = load_file(path)
+    shard["mean"] = torch.arange(60)[:, None, None, None].expand(60, 4, 16, 16).half().contiguous()
+    shard["logvar"].fill_(-30)
+    save_file(shard, path)
+    for window in (clips(mine, frozen, "test").batch(1, step) for step in range(10)):
+        start, identity = (x.mean().item() for x in (window.latents[0, 0], window.identity))
+        assert not start - 0.5 <= identity <= start + 39.5
+        assert torch.allclose(window.emotion[0, 0, 0] * 100, torch.tensor(start), atol=0.1)
+
+
+def test_latents_are_samples_of_the_posterior(cache, frozen):
+    """(z - mean) / std over all values of many windows has mean 0 and variance 1, and is new in
+    each epoch."""
+    made, found = clips(cache, frozen), []
+    for step in range(12):
+        window = made.batch(4, step)
+        for i, (path, rows) in enumerate(window.rows_of):
+            shard = load_file(path)
+            mean, logvar = (shard[name][rows].float() for name in ("mean", "logvar"))
+            found.append((window.latents[i] - mean) / torch.exp(0.5 * logvar))
+    z = torch.stack(found)
+    assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01
+    assert len(z.flatten(1)[:, 0].unique()) == len(z)
+
+
+def test_the_order_takes_every_clip_once_before_any_twice(cache, frozen):
+    made = clips(cache, frozen)
+    assert made.count == 4
+    seen = [path.name[0] for step in range(4) for path, _ in made.batch(2, step).rows_of]
+    assert Counter(seen[:4]) == Counter(seen[4:]) == Counter("1234")
+    again, whole = clips(cache, frozen).batch(2, 3), made.batch(2, 3)
+    assert torch.equal(again.latents, whole.latents)
+    parts = [made.batch(2, 3, slice(rank, None, 2)) for rank in range(2)]  # of two processes
+    assert torch.equal(torch.cat([part.latents for part in parts]), whole.latents)
+    single = made.singles(3, 0)
+    assert single.latents.shape == (3, 1, 4, 16, 16) and single.audio_tokens.shape[1] == 1
+
+
+def test_kinds_have_equal_weight(frozen, tmp_path):
+    folder = films(tmp_path / "films", [41, 42, 43, 44, 45], "  l  ")
+    prepare.prepare(prepare.Videos(folder, 64), tmp_path / "cache", frozen, workers=1)
+    made = clips(tmp_path / "cache", frozen)
+    seen = Counter(path.name[0] for step in range(6) for path, _ in made.batch(4, step).rows_of)
+    assert seen["2"] == 12 and seen["1"] == seen["3"] == seen["4"] == 4
+
+
+def test_preparing_goes_on_where_it_stopped(frozen, tmp_path):
+    folder, cache = films(tmp_path / "films", [16, 17, 18]), tmp_path / "cache"
+
+    def made() -> dict[str, int]:
+        prepare.prepare(prepare.Videos(folder, 64), cache, frozen, workers=1)
+        return {p.name[0]: p.stat().st_mtime_ns for p in (cache / "shards").glob("*.safetensors")}
+
+    before = made()
+    assert made() == before and before.keys() == set("012")
+    (cache / "shards/1.mp4.json").unlink()  # killed before it was written
+    shard = cache / "shards/2.mp4.000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    after = made()
+    assert {name for name in after if after[name] != before[name]} == {"1", "2"}
+    films(folder, [20])
+    last = made()
+    assert {name for name in after if after[name] != last[name]} == {"0"}
+    assert json.loads((cache / "manifest.json").read_text())["clips"][0]["frames"] == 20
+    assert not list(cache.rglob(".*"))
+
+
+def test_videos_that_cannot_be_used_are_listed_and_left_out(frozen, tmp_path, capsys):
+    folder = films(tmp_path / "films", [60, 3, 45])
+    (folder / "text.mp4").write_text("no video")
+    write_video(folder / "mute.mp4", [np.zeros((64, 64, 3), np.uint8)] * 20,
+                np.zeros(9, np.float32), 64)
+    options = [str(folder), f"--out={tmp_path / 'cache'}", f"--init={frozen}"]
+    assert cli.run(data.main, options) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("1 train clips, 0.0 minutes")
+    assert "3 of 5 videos left out, as in 1.mp4: shorter than 15 frames" in said[2]
+    manifest = json.loads((tmp_path / "cache/manifest.json").read_text())
+    assert manifest["left_out"].keys() == {"1.mp4", "mute.mp4", "text.mp4"}
+    assert "not a sound or video file" in manifest["left_out"]["text.mp4"]
+    with pytest.raises(InputError, match="none of 1 train clips is as long as a window, 66 frames"):
+        clips(tmp_path / "cache", frozen, frames=6)
+    for number in "02":
+        (folder / f"{number}.mp4").unlink()
+    assert cli.run(data.main, options) == 2
+    assert "none of 3 videos can be used, as in 1.mp4: shorter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, text, line", [
+    ("0.csv", "valence,arousal\n0,0\n", "0.csv: rows of numbers under the names seconds,valence,"),
+    ("0.csv", "seconds,valence,arousal\n0,0,\n", "0.csv: rows of numbers"),
+    ("0.csv", "seconds,valence,arousal\n", "0.csv: rows of numbers"),
+    ("0.csv", "seconds,valence,arousal\n1,0,0\n0,0,0\n", "0.csv: the seconds do not rise"),
+    ("0.csv", "seconds,valence,arousal\n0,2,0\n", "0.csv: valence and arousal must lie between"),
+    ("0.csv", "seconds,valence,arousal\n0,nan,0\n", "0.csv: rows of numbers"),
+    ("0.crop.csv", "left,top,side\n1,2,-3\n", "0.crop.csv: whole numbers of pixels"),
+    ("0.crop.csv", "x,y\n1,2\n", "0.crop.csv: rows of numbers under the names left,top,side"),
+])
+def test_tables_that_cannot_be_used(tmp_path, name, text, line):
+    for number in "01":
+        (tmp_path / f"{number}.mp4").touch()
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=line):
+        prepare.Videos(tmp_path, 64)
+
+
+@pytest.mark.parametrize("names, pattern, line", [
+    ([], None, "holds no videos"), (["a.mp4"], None, "holds 1 videos"),
+    (["a_1.mp4", "a_2.mp4"], "^[a-z]", '"\\^\\[a-z\\]" finds one speaker only, a;'),
+    (["a_1.mp4", "2.mp4"], "^[a-z]", "finds nothing in 2.mp4"),
+    (["a.mp4", "b.mp4"], "(", "is no regular expression"),
+])
+def test_folders_and_patterns_that_cannot_be_used(tmp_path, names, pattern, line):
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=line):
+        prepare.Videos(tmp_path, 64, speakers=pattern)
+    with pytest.raises(InputError, match="no such folder"):
+        prepare.Videos(tmp_path / "nothing", 64)
+
+
+def test_nobody_is_both_learned_from_and_held_out(tmp_path):
+    for name in ("anna_1", "anna_2", "bert_1", "carl_1", "carl_2"):
+        (tmp_path / f"{name}.mp4").touch()
+    source = prepare.Videos(tmp_path, 64, speakers="^(.*)_")
+    out = {source.name(i) for i in range(len(source)) if source.held_out(i)}
+    assert out == {"anna_1.mp4", "anna_2.mp4"}
+
+
+def test_the_square_of_a_video(tmp_path):
+    """Of a picture whose left is black and whose right is white; a square that reaches out."""
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:, 32:] = 255
+    for number in "01":
+        write_video(tmp_path / f"{number}.mp4", [picture] * 16, np.ones(16 * 640, np.float32), 64)
+    (tmp_path / "1.crop.csv").write_text("left,top,side\n36,10,20\n")
+    source = prepare.Videos(tmp_path, 16, square=(4, 10, 20))
+    black, white = (next(iter(source.pieces(i))).pictures.mean() for i in range(2))
+    assert black < 10 and white > 245
+    (tmp_path / "1.crop.csv").write_text("left,top,side\n36,10,40\n")
+    with pytest.raises(InputError, match="the square 36,10,40 reaches out of the picture"):
+        list(source.pieces(1))
+
+
+def test_long_videos_become_several_clips(frozen, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "PIECE", 25)
+    prepare.prepare(prepare.Videos(films(tmp_path / "films", [16, 60]), 64), tmp_path / "cache",
+                    frozen, workers=1)
+    first, second = (load_file(tmp_path / f"cache/shards/1.mp4.00{i}.safetensors")
+                     for i in range(2))
+    assert len(first["emotion"]) == len(second["emotion"]) == 25  # the rest is too short
+    assert np.allclose(second["emotion"][0], (0.25, -0.5))
+    wave = torch.tensor(read_audio(tmp_path / "films/1.mp4"))
+    tokens = KeyFace.load_frozen(frozen).audio(wave)
+    assert torch.allclose(second["audio_tokens"].float(), tokens[25:50], atol=5e-3)
+
+
+def test_the_drawn_world_writes_the_same_shards(frozen, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "DRAWN_TEST", 0)
+    source = prepare.DrawnWorld(1, load_config(Config, frozen))
+    prepare.prepare(source, tmp_path, frozen, workers=1)
+    made = clips(tmp_path, frozen)
+    entry = json.loads((tmp_path / "manifest.json").read_text())["clips"][0]
+    window = made.batch(1, 0)
+    (path, rows), = window.rows_of
+    times = [entry["times"][row] for row in rows]
+    assert np.diff(times).tolist() == [13, 13, 13]
+    clip = world.make_clip(0, "train", 8, world.kind_of(0))
+    truth = world.frames(clip, times, 64)
+    shown = torch.cat([window.pictures(1, frame) for frame in range(4)])
+    assert (shown - truth).abs().mean() < 0.02 < (shown - truth.roll(1, 0)).abs().mean()
+    assert np.allclose(window.emotion[0], clip.emotion[times])
+    interp = load_config(Config, frozen).interp
+    inner = Clips(tmp_path, "train", interp, lambda z: z, frozen).batch(1, 0).rows_of[0][1]
+    assert np.diff([entry["times"][row] for row in inner]).tolist() == [1] * 13
+    with safe_open(path, "pt") as shard:
+        assert shard.get_tensor("times").tolist().count(-1) == 2  # portraits
+
+
+def test_caches_that_do_not_fit(cache, frozen, tmp_path):
+    mine = Path(shutil.copytree(cache, tmp_path / "mine"))
+    text = (mine / "manifest.json").read_text()
+
+    def refuses(line: str, weights: Path = frozen) -> None:
+        with pytest.raises(InputError, match=line):
+            clips(mine, weights)
+
+    (mine / "manifest.json").write_text(text.replace('"version": 1', '"version": 0'))
+    refuses("manifest.json: of another version; run python data.py ... --out .*mine --init")
+    (mine / "manifest.json").write_text(text[:99])
+    refuses("manifest.json: damaged; run")
+    (mine / "manifest.json").write_text(text)
+    other = Path(shutil.copytree(frozen, tmp_path / "other"))
+    save_config(replace(load_config(Config, other), size=128), other)
+    refuses("its pictures are of 64 pixels, those of .*other of 128; run", other)
+    save_config(load_config(Config, frozen), other)
+    vae = load_file(other / "vae.safetensors")
+    save_part(other / "vae.safetensors", {k: v + 1 for k, v in vae.items()})
+    refuses("made with another autoencoder or other audio encoders than those of .*other", other)
+    shard = mine / "shards/3.mp4.000.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:999])
+    refuses("3.mp4.000.safetensors: missing or cut off; run")
+    shard.write_bytes(b"\xff" * len(whole))
+    with pytest.raises(InputError, match="3.mp4.000.safetensors: damaged .*delete it and run"):
+        [clips(mine, frozen).batch(4, step) for step in range(2)]

@@ -1,0 +1,70 @@
+"""The processes of one training: one, or several that torchrun started and that share each batch."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tools.cli import InputError
+
+
+@dataclass
+class Processes:
+    """This process among those that torchrun started; without torchrun it is the only one. Rank 0
+    alone prepares data, reports and saves."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @staticmethod
+    def join() -> "Processes":
+        """Meets the others, over gloo on CPUs and nccl on GPUs, and picks this one's device."""
+        gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+        device = torch.device("cuda", local) if gpus else torch.device("cpu")
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return Processes(0, 1, device)
+        if gpus:
+            torch.cuda.set_device(device)
+        # The others wait for rank 0 while it prepares the data, which may take hours.
+        dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(days=1))
+        return Processes(dist.get_rank(), dist.get_world_size(), device)
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.count > 1:
+            dist.barrier()
+
+    def agree(self, values: list[float]) -> list[float]:
+        """The largest of each value over all processes."""
+        if self.count == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def rows(self, batch: int, parts: int = 1) -> slice:
+        """This process's share of a batch, which it works in `parts`: every `count`-th row. Raises
+        InputError where the shares or their parts would be unequal, as then the mean of their
+        gradients is not the gradient of the mean."""
+        if batch % (self.count * parts):
+            raise InputError(f"--batch: {batch} does not divide by {self.count} processes"
+                             + f" and --accumulate {parts}" * (parts > 1))
+        return slice(self.rank, None, self.count)
+
+    def parallel(self, stage: nn.Module, some_unused: bool) -> nn.Module:
+        """The stage, wrapped so that gradients are averaged over all processes in `backward`. With
+        `some_unused`, DDP looks in each step for parameters that it did not use: while only the
+        spatial half learns, those of the temporal half."""
+        if self.count == 1:
+            return stage
+        return DistributedDataParallel(stage, find_unused_parameters=some_unused)
+
+    def leave(self) -> None:
+        """Says goodbye to the others."""
+        if self.count > 1:
+            dist.destroy_process_group()
