@@ -20,14 +20,14 @@ from test_released import (  # noqa: F401
     hub,
     original,
     published,
-    shapes,
 )
 from test_released import small as little
-from test_training import frozen, train, windows  # noqa: F401
+from test_training import train  # noqa: F401
 
 import train_interp
 import train_keyframe
 import training
+from data import Windows
 from stage import Config, Draws, Stage
 from tools import cli, pretrained, released, scaling
 from tools.checkpoint import load_config
@@ -78,7 +78,8 @@ def test_description(tmp_path, monkeypatch, capsys):
     own = tmp_path / "own.json"
     unet = UNetConfig.tiny(in_channels=9, emotion_dim=0, channel_mult=(1,), attention_resolutions=())
     tiny = Config.tiny()
-    own.write_text(json.dumps(asdict(replace(tiny, interp=replace(tiny.interp, unet=unet)))))
+    own.write_text(json.dumps(asdict(replace(
+        tiny, interp=replace(tiny.interp, unet=unet), vae=replace(tiny.vae, ch=8)))))
     asked = [f"--config={own}", "--describe", "--batch=4", "--accumulate=2", "--steps=36000"]
     assert cli.run(train_interp.main, asked) == 0
     said = capsys.readouterr().out
@@ -123,9 +124,8 @@ def sources(folder: Path) -> dict[str, str]:
     return {part: str(folder / file) for part, file in files.items()}
 
 
-@pytest.mark.parametrize("old", [False, True])
-def test_the_image_autoencoder_of_diffusers(published, original, tmp_path, old):  # noqa: F811
-    """Compared with diffusers' own encoder and decoder; its older files name attention otherwise."""
+def test_the_image_autoencoder_of_diffusers(published, original, tmp_path):  # noqa: F811
+    """Compared with diffusers' own encoder and decoder; older files name attention otherwise."""
     AutoencoderKL = pytest.importorskip("diffusers").AutoencoderKL
     torch.manual_seed(0)
     theirs = AutoencoderKL(
@@ -133,14 +133,6 @@ def test_the_image_autoencoder_of_diffusers(published, original, tmp_path, old):
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
     shaken(theirs.eval())
     theirs.save_pretrained(tmp_path / "vae")
-    if old:
-        file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
-        tensors = load_file(file)
-        for name, older in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"),
-                            ("to_out.0", "proj_attn")):
-            tensors = {k.replace(f".{name}.", f".{older}."): v for k, v in tensors.items()}
-        assert any("proj_attn" in name for name in tensors)
-        save_file(tensors, file)
     out = tmp_path / "out"
     config = replace(little(), interp_audio=None)  # says temporal, which this file is not
     pretrained.make(out, config, sources(published) | {"vae": str(tmp_path / "vae")})
@@ -156,14 +148,20 @@ def test_the_image_autoencoder_of_diffusers(published, original, tmp_path, old):
     torch.testing.assert_close(model.vae.decode(latents), expected[1], atol=1e-4, rtol=1e-4)
     for name, value in model.parts()["wavlm"].state_dict().items():
         assert value.equal(original.parts()["wavlm"].state_dict()[name]), name
+    tensors = older = load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    for new, name in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"),
+                      ("to_out.0", "proj_attn")):
+        older = {k.replace(f".{new}.", f".{name}."): v for k, v in older.items()}
+    assert len(older.keys() - tensors.keys()) == 16
+    ours, others = released.autoencoder(tensors), released.autoencoder(older)
+    assert ours.keys() == others.keys() and all(ours[k].equal(others[k]) for k in ours)
 
 
 @pytest.mark.parametrize("part, source, reason", [
     ("vae", "nowhere", "--vae nowhere: no such file or folder, nor a name on huggingface.co"),
     ("vae", "checkpoints", "--vae .*checkpoints: holds no vae/diffusion_pytorch_model.* nor"),
     ("vae", "wav2vec2-base-960h/model.safetensors", "model.safetensors: not the weights that"),
-    ("beats", "microsoft/beats", "--beats microsoft/beats: microsoft/beats cannot be reached; get "),
-    ("wavlm", "vae/diffusion_pytorch_model.safetensors", "not the weights that are to be here")])
+    ("beats", "microsoft/beats", "--beats microsoft/beats: microsoft/beats cannot be reached; get ")])
 def test_parts_that_are_not_there(hub, published, tmp_path, capsys, monkeypatch,  # noqa: F811
                                   part, source, reason):
     hub.trouble["microsoft"] = bare(errors.LocalEntryNotFoundError)
@@ -214,72 +212,86 @@ def svd(original, published):  # noqa: F811
     return given
 
 
-def test_svd_in_its_own_names_is_the_same(svd, published, original, tmp_path):  # noqa: F811
+@pytest.fixture(scope="module")
+def begun(svd, published, tmp_path_factory):  # noqa: F811
+    """What `--init svd` makes."""
+    out = tmp_path_factory.mktemp("begun")
+    pretrained.make(out, little(), sources(published) | {"vae": str(published)}, str(published))
+    return out
+
+
+def test_svd_in_its_own_names_is_the_same(svd, begun, published, original, tmp_path):  # noqa: F811
     whole = {f"model.diffusion_model.{k[5:]}": v for k, v in svd.items()}
     whole |= {f"first_stage_model.{k}": v for k, v in original.vae.state_dict().items()}
     whole |= {"conditioner.embedders.0.open_clip.model.logit_scale": torch.ones(1),
               "conditioner.embedders.3.encoder.quant_conv.weight": torch.ones(1)}
-    (tmp_path / "own").mkdir()
-    save_file({k: v.clone() for k, v in whole.items()}, tmp_path / "own" / "svd.safetensors")
-    folders = []
-    for source in (published, tmp_path / "own"):
-        folders.append(tmp_path / f"from_{source.name}")
-        pretrained.make(folders[-1], little(), sources(published) | {"vae": str(source)},
-                        str(source))
-    for part in ("keyframe", "interp", "vae"):
-        first, second = (load_file(folder / f"{part}.safetensors") for folder in folders)
-        assert first.keys() == second.keys()
-        for name, value in first.items():
-            torch.testing.assert_close(value, second[name], atol=1e-5, rtol=1e-5)
-    made = load_file(folders[0] / "interp.safetensors")
-    new = {k for k, v in svd.items() if k not in made or not made[k].equal(v)}
+    save_file({k: v.clone() for k, v in whole.items()}, tmp_path / "svd.safetensors")
+    file = pretrained.locate("svd", str(tmp_path))
+    found, vae = pretrained.network(file), pretrained.frozen("vae", file)
+    theirs = pretrained.network(pretrained.locate("svd", str(published)))
+    assert found.keys() == theirs.keys() and all(v.equal(theirs[k]) for k, v in found.items())
+    for name, value in load_file(begun / "vae.safetensors").items():
+        torch.testing.assert_close(value, vae[name], atol=1e-5, rtol=1e-5)
+    made = load_file(begun / "interp.safetensors")
+    new = {k for k, v in svd.items() if not made[k].equal(v)}
     assert new == {"unet.label_emb.0.0.weight", "unet.input_blocks.0.0.weight"}
     assert made["unet.input_blocks.0.0.bias"].equal(svd["unet.input_blocks.0.0.bias"])
     assert not made["learned_mask"].any() and made["unet.input_blocks.0.0.weight"].all()
-    wrong = replace(little(), keyframe=replace(little().keyframe, unet=UNetConfig.tiny()))
-    with pytest.raises(InputError, match="unet/diffusion_pytorch_model.safetensors: not the w"):
-        pretrained.make(tmp_path / "no", wrong, sources(published) | {"vae": str(published)},
-                        str(published))
+    with pytest.raises(InputError, match="svd.safetensors: not the weights that are to be here"):
+        pretrained.begin(Stage(Config.tiny().keyframe), file, found)
 
 
-@pytest.fixture
-def fine(train, hub, svd, tmp_path, monkeypatch):  # noqa: F811
-    """Runs the paper's recipe on made-up windows, from what the hub has."""
-    def cut(n: int):
-        data = windows(n)
-        return replace(data, latents=data.latents[..., :8, :8].contiguous(),
-                       identity=data.identity[..., :8, :8].contiguous())
+class MadeUp(SimpleNamespace):
+    """Clips that are noise."""
 
-    monkeypatch.setattr(training, "windows", lambda *_: (cut(4), cut(2)))
-    own = tmp_path / "own.json"
-    own.write_text(json.dumps(asdict(little())))
-    return lambda script, out, *options: train(script, out, f"--config={own}", *options)
+    def batch(self, size: int, step: int, rows: slice) -> Windows:
+        draw = torch.Generator().manual_seed(step)
+        shapes = (4, 4, 8, 8), (4, 8, 8), (4, 2, 128), (4, 2)
+        tensors = (torch.randn(size, *shape, generator=draw) for shape in shapes)
+        return Windows(*tensors, [None] * size).rows(rows)
 
 
-@pytest.mark.parametrize("script", [train_keyframe, train_interp])
-def test_training_goes_on_from_svd(fine, svd, hub, tmp_path, script):  # noqa: F811
-    """Temporal layers stay SVD's to the bit, everything else moves, by AdamW's first step at most:
-    a thousandth of the rate and, with it, of the decay."""
-    name = script.__name__.removeprefix("train_")
-    asked = ["--batch=2", "--bf16", "--accumulate=2", "--lr=1e-3"]
-    state = fine(script, tmp_path / "out", "--init=svd", "--steps=1", *asked)
-    begun = load_file(released.FOLDER.with_name("svd") / f"{name}.safetensors")
+def test_training_goes_on_from_svd(begun, train, tmp_path, monkeypatch):  # noqa: F811
+    """Temporal layers stay SVD's to the bit; everything else moves, as far as AdamW's first step
+    goes: by a thousandth of the rate, and the decay."""
+    clips = MadeUp()
+    monkeypatch.setattr(training, "open_data", lambda *_: (clips, clips.batch(1, 0, slice(1))))
+    monkeypatch.setattr(training.Run, "measure", lambda _: None)
+    monkeypatch.setattr(Windows, "pictures", lambda _, count, frame: torch.zeros(count, 3, 64, 64))
+    state = train(train_keyframe, tmp_path / "out", f"--init={begun}", "--steps=1", "--batch=2", "--bf16",
+                  "--accumulate=2", "--lr=1e-3")
+    before = load_file(begun / "keyframe.safetensors")
+    learnt = {k for k in before if "time_" not in k or "time_embed" in k}
     for key, value in state["stage"].items():
-        temporal = "time_" in key and "time_embed" not in key
-        moved = (value - begun[key]).abs().max()
-        assert moved <= 1.1e-6 and (moved == 0 or not temporal), key
-    moving = [k for k, v in state["stage"].items() if not v.equal(begun[k])]
-    assert len(moving) > 0.9 * sum("time_" not in k or "time_embed" in k for k in begun)
-    assert load_config(Config, tmp_path / "out").keyframe.finetune
-    with pytest.raises(InputError, match="--config"):  # of another size, where the folder is there
-        script.main([f"--out={tmp_path / 'new'}", "--init=svd", "--config=small"])
+        moved = (value - before[key]).abs().max()
+        assert moved <= 1.1e-6 and (moved == 0 or key in learnt), key
+    assert sum(not state["stage"][k].equal(before[k]) for k in learnt) > 0.9 * len(learnt)
 
 
-def test_training_goes_on_from_the_released_weights(fine, original, tmp_path):  # noqa: F811
-    state = fine(train_interp, tmp_path / "out", "--init=released", "--steps=1", "--batch=2")
-    for key, value in original.interp.state_dict().items():
-        assert torch.allclose(state["stage"][key], value, atol=2e-8, rtol=1e-5), key
-    assert (tmp_path / "out" / "interp_bad.safetensors").exists()
+def test_published_weights_by_name(hub, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """--init svd and --init released: made once, beside weights/tiny, to be finetuned."""
+    made = []
+    for module in (pretrained, scaling):
+        monkeypatch.setattr(module, "named_config", lambda name: little())
+
+    def note(folder, config, *_):
+        made.append((folder.name, config))
+        folder.mkdir(parents=True)
+        (folder / "config.json").touch()
+
+    monkeypatch.setattr(pretrained, "make", note)
+    monkeypatch.setattr(released, "convert", lambda _, out, dtype, config: note(out, config))
+    for name in ("svd", "released", "svd"):
+        args = SimpleNamespace(init=Path(name), config=None, out=tmp_path)
+        assert scaling.chosen(args).keyframe.finetune
+        pretrained.published(args, first=True)
+        assert args.init == released.FOLDER.with_name(name)
+        assert scaling.settled(little(), args.init, args).interp.finetune
+    config = scaling.finetuned(little())
+    assert made == [("svd", config), ("released", config)]
+    args = SimpleNamespace(init=tmp_path, config=None)
+    pretrained.published(args, first=True)
+    assert args.init == tmp_path
 
 
 # ---- a step -------------------------------------------------------------------------------------

@@ -70,6 +70,15 @@ def locate(part: str, source: str) -> Path:
     raise problem
 
 
+def frozen(part: str, path: Path) -> dict[str, Tensor]:
+    """The tensors of a frozen part, under our names; an autoencoder may be beside much else."""
+    tensors = released.read(path)
+    if part == "vae":
+        pattern = r"^(first_stage_model\.)?(encoder|decoder|(post_)?quant_conv)\."
+        tensors = {name: value for name, value in tensors.items() if re.match(pattern, name)}
+    return released.translated(part, path, tensors)
+
+
 def network(path: Path) -> dict[str, Tensor]:
     """The network of SVD's file, alone or with the rest of SVD, under our names."""
     tensors = released.renamed("keyframe", released.read(path))
@@ -94,13 +103,7 @@ def make(out: Path, config: Config, sources: dict[str, str], svd: str | None = N
     networks begun from there. config.json comes last: without it a half-written folder is none."""
     files = {part: locate(part, sources[part]) for part in config.frozen()}
     begun = locate("svd", svd) if svd else None
-    tensors = {}
-    for part, path in files.items():
-        published = released.read(path)
-        if part == "vae":  # maybe beside much else
-            pattern = r"^(first_stage_model\.)?(encoder|decoder|(post_)?quant_conv)\."
-            published = {k: v for k, v in published.items() if re.match(pattern, k)}
-        tensors[part] = released.translated(part, path, published)
+    tensors = {part: frozen(part, path) for part, path in files.items()}
     # An image autoencoder or a film's, with or without its last convolution.
     config = replace(config, vae=replace(
         config.vae, temporal=any("time_stack" in name for name in tensors["vae"]),
