@@ -59,8 +59,7 @@ def options(argv: list[str] | None, description: str, minutes: float, batch: int
     add("--seed", type=number(int, 0, 10**9), default=0)
     scaling.add_options(add)
     args = parser.parse_args(argv)
-    if args.resume and (args.init or args.config):
-        parser.error("--resume continues what --out holds; leave out --init and --config")
+    scaling.check_options(args)
     if args.clips is None:  # a short training does not wait for clips that it never sees
         steps = args.steps or args.minutes * STEPS_A_MINUTE
         args.clips = min(CLIPS, max(32, round(steps * args.batch / TIMES_SEEN)))

@@ -71,6 +71,9 @@ def test_unknown_sizes(capsys):
     assert cli.run(train_interp.main, ["--config=smal", "--describe"]) == 2
     assert capsys.readouterr().err.endswith(
         'error: --config: "smal" is none of tiny, small, full, nor a JSON file\n')
+    assert cli.run(train_interp.main, ["--shard"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "error: --shard: there is one process only; start several with torchrun\n")
 
 
 def test_description(tmp_path, monkeypatch, capsys):
@@ -83,7 +86,7 @@ def test_description(tmp_path, monkeypatch, capsys):
     asked = [f"--config={own}", "--describe", "--batch=4", "--accumulate=2", "--steps=36000"]
     assert cli.run(train_interp.main, asked) == 0
     said = capsys.readouterr().out
-    assert "M trained\nmemory of a process, 1 windows at a time: 0." in said
+    assert "M trained\nmemory of a process, 1 window at a time: 0." in said
     operations = float(re.search(r"process: (\S+) T a step", said)[1])
     hours = float(re.search(r"core .* ([\d.]+) hours", said)[1])
     assert hours == pytest.approx(10 * operations / 0.04, rel=0.1)

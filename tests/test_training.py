@@ -341,7 +341,7 @@ def test_folders_and_states_that_do_not_fit_are_refused(frozen, tmp_path, train)
     (["--steps", "0"], '--steps: "0" is no whole number from 1 to 1000000000'),
     (["--seed", "-1"], '--seed: "-1" is no whole number from 0 to 1000000000'),
     (["--clips", "many"], '--clips: "many" is no whole number from 1 to 10000000'),
-    (["--resume", "--init", "x"], "--resume continues what --out holds; leave out --init"),
+    (["--resume", "--init", "x"], "--resume continues what --out holds; leave out --init and --config"),
 ])
 def test_options(options, line, capsys):
     assert cli.run(train_keyframe.main, options) == 2

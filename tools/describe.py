@@ -9,7 +9,7 @@ top.
 import argparse
 import os
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import torch
@@ -81,15 +81,17 @@ class Taken:
 
     parameters: int
     trained: int
-    weights: int        # of the stage, of its average and of the autoencoder
+    weights: int        # of the stage and of its average
     gradients: int
     optimizer: int
-    activations: int    # what the peak of the step adds to these three
+    autoencoder: int
+    activations: int    # what the peak of the step adds to these
     operations: int
 
     @property
     def bytes(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return (self.weights + self.gradients + self.optimizer + self.autoencoder
+                + self.activations)
 
 
 def size(tensors) -> int:
@@ -135,26 +137,33 @@ def taken(config: Config, name: str, batch: int, bf16: bool = False) -> Taken:
         peak = live.peak
         training.learn()
         stage = training.stage
-        weights = size([*stage.parameters(), *training.average.parameters(),
-                        *training.vae.parameters()])
+        weights = size([*stage.parameters(), *training.average.parameters()])
+        vae = size(training.vae.parameters())
         gradients = size(p.grad for p in training.trained)
         state = size(v for s in training.optimizer.state.values() for v in s.values())
         # From the second step on the optimizer's state is there during the passes, too.
         peak = max(peak + state, live.peak)
         return Taken(sum(p.numel() for p in stage.parameters()),
-                     sum(p.numel() for p in training.trained), weights, gradients, state,
-                     peak - weights - gradients - state, live.operations)
+                     sum(p.numel() for p in training.trained), weights, gradients, state, vae,
+                     peak - weights - gradients - state - vae, live.operations)
 
 
 def describe(args: argparse.Namespace, config: Config, name: str) -> None:
-    """Prints what the training of `args` takes of each process, and of time."""
-    batch = args.batch // (args.accumulate * int(os.environ.get("WORLD_SIZE", "1")))
+    """Prints what the training of `args` takes of each process, and of time. With --shard the layers
+    that are brought together for a moment come on top."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = max(1, args.batch // (args.accumulate * count))
     found = taken(config, name, batch, args.bf16)
+    if args.shard:
+        found = replace(found, weights=found.weights // count, optimizer=found.optimizer // count,
+                        gradients=found.gradients // count)
     operations = args.accumulate * found.operations
     print(f"{name}: {found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M "
-          f"trained\nmemory of a process, {batch} windows at a time: {found.bytes / 1e9:.2f} GB")
-    for kind, what in (("weights", "of the stage, its average and the autoencoder"),
-                       ("gradients", ""), ("optimizer", "AdamW's two means"),
+          f"trained\nmemory of a process, {batch} window{"s" * (batch > 1)} at a time: {found.bytes / 1e9:.2f} GB")
+    for kind, what in (("weights", "of the network and of its average"), ("gradients", ""),
+                       ("optimizer", "AdamW's two means"), ("autoencoder", ""),
                        ("activations", "and all else at the peak of a step")):
         print(f"  {kind:11} {getattr(found, kind) / 1e9:7.2f} GB  {what}".rstrip())
     print(f"operations of a process: {operations / 1e12:.3g} T a step; at assumed speeds:")

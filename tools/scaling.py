@@ -3,6 +3,7 @@ published weights, and how a large network fits into memory."""
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -38,6 +39,14 @@ def add_options(add: Callable) -> None:
     add("--bf16", action="store_true", help="products and convolutions in bfloat16")
     add("--shard", action="store_true",
         help="spread the network and all that belongs to it over the processes of torchrun")
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises InputError for options that contradict each other."""
+    if args.resume and (args.init or args.config):
+        raise InputError("--resume continues what --out holds; leave out --init and --config")
+    if args.shard and os.environ.get("WORLD_SIZE", "1") == "1":
+        raise InputError("--shard: there is one process only; start several with torchrun")
 
 
 def named_config(name: str) -> Config:
@@ -178,10 +187,7 @@ def fitted(stage: Stage, vae: VAE, bf16: bool) -> Stage:
 def sharded(stage: Stage, average: nn.Module, optimizer: torch.optim.Optimizer) -> Stage:
     """The stage itself, with its parameters, gradients, optimizer state and average spread over all
     processes, which bring a layer together while it is computed (torch's `fully_shard`). Before,
-    each process holds all of it, as initialised or as resumed: this is for the steps. Raises
-    InputError where there is one process."""
-    if not dist.is_initialized():
-        raise InputError("--shard: there is one process only; start several with torchrun")
+    each process holds all of it, as initialised or as resumed: this is for the steps."""
     mesh = init_device_mesh(next(stage.parameters()).device.type, (dist.get_world_size(),))
     names = {id(parameter): name for name, parameter in stage.named_parameters()}
     held = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
