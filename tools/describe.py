@@ -161,7 +161,8 @@ def describe(args: argparse.Namespace, config: Config, name: str) -> None:
                         gradients=found.gradients // count)
     operations = args.accumulate * found.operations
     print(f"{name}: {found.parameters / 1e6:,.1f} M parameters, {found.trained / 1e6:,.1f} M "
-          f"trained\nmemory of a process, {batch} window{"s" * (batch > 1)} at a time: {found.bytes / 1e9:.2f} GB")
+          f"trained\nmemory of a process, {batch} window{'s' * (batch > 1)} at a time: "
+          f"{found.bytes / 1e9:.2f} GB")
     for kind, what in (("weights", "of the network and of its average"), ("gradients", ""),
                        ("optimizer", "AdamW's two means"), ("autoencoder", ""),
                        ("activations", "and all else at the peak of a step")):
