@@ -47,6 +47,9 @@ class StageConfig:
     pixel_weight: float = 1.0
     drop_identity: float = 0.1
     drop_audio: float = 0.2
+    # The paper's recipe: it goes on from SVD's network, whose temporal layers stay as they are.
+    finetune: bool = False
+    checkpoint_activations: bool = False  # computes each layer twice, and keeps less in memory
 
 
 @dataclass
@@ -73,7 +76,9 @@ class Config:
         """The same; raises ValueError where fields contradict each other."""
         a, b, v, w = self.keyframe, self.interp, self.vae, self.interp_audio or self.audio
         latent = (v.z_channels, *[self.size / v.patch / 2 ** (len(v.ch_mult) - 1)] * 2)
+        halvings = max(len(s.unet.channel_mult) for s in (a, b)) - 1
         fits = {"latent_shape": a.latent_shape == b.latent_shape == latent,
+                "channel_mult": latent[1] % 2 ** halvings == 0,
                 "audio_dim": a.audio_dim == b.audio_dim == self.audio.width == w.width,
                 "frames": b.frames == a.spacing + 1 and a.frames > 1,  # from keyframe to keyframe
                 "num_head_channels": not any(s.unet.model_channels % s.unet.num_head_channels
@@ -158,6 +163,8 @@ class Stage(nn.Module):
     """A diffusion model of T frames: keyframes, or (`config.interpolation`) the frames between
     two of them. Calling it computes the training loss; sampling calls `denoise`."""
 
+    distance = staticmethod(perceptual)  # (vae, images, images) -> (N,), in place of LPIPS
+
     def __init__(self, config: StageConfig):
         super().__init__()
         self.config = config
@@ -240,11 +247,11 @@ class Stage(nn.Module):
         latent = diffusion.latent_loss(denoised, x0, sigma, c.lambda_lower).mean()
         if not c.pixel_weight:
             return latent, torch.zeros_like(latent)
-        # L2 + LPIPS on the decoded frame. With our weights the features of our own autoencoder's
-        # encoder stand in LPIPS's place.
+        # L2 + LPIPS on the decoded frame. Without LPIPS the features of the autoencoder's own
+        # encoder stand in its place.
         sigma = sigma[:len(pixels)]
         decoded = vae.to_images(denoised[:len(pixels), frame])  # (P, 3, H, W)
-        distance = (diffusion.loss_weight(sigma) * perceptual(vae, decoded, pixels)).mean()
+        distance = (diffusion.loss_weight(sigma) * self.distance(vae, decoded, pixels)).mean()
         return latent, c.pixel_weight * (diffusion.pixel_loss(decoded, pixels, sigma) + distance)
 
 

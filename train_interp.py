@@ -11,7 +11,7 @@ from torch import nn
 
 import training
 from stage import Stage
-from tools import cli
+from tools import cli, describe, scaling
 from tools.checkpoint import load_part
 
 MINUTES = 25  # on two cores; --minutes
@@ -40,8 +40,10 @@ def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = training.options(argv, __doc__, MINUTES, BATCH, LEARNING_RATE)
+    if args.describe:
+        return describe.describe(args, scaling.chosen(args), "interp")
     processes = training.Processes.join()
-    rows = processes.rows(args.batch)  # this process's share of a batch
+    rows = processes.rows(args.batch, args.accumulate)  # this process's share of a batch
 
     # The model: interpolation weights of --init, else keyframe weights of --init or of --out.
     model = training.open_weights(args, processes)
@@ -63,18 +65,20 @@ def main(argv: list[str] | None = None) -> None:
 
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
+    scaling.prepared(stage, model.vae, args, LEARNING_RATE)
     optimizer = torch.optim.AdamW(stage.parameters(), lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=0.01, foreach=True)
     average = training.averaged(stage, DECAY)
     run = training.Run("interp", args, model, stage, optimizer, average, held_out, processes,
                        {"early_due": early_due})
-    parallel = processes.parallel(stage, some_unused=False)
+    parallel = scaling.sharded(stage, average, optimizer) if args.shard else (
+        processes.parallel(stage, some_unused=False))
 
     while run.go_on():
         # Autoguidance needs a bad model: the same network while it is still under-trained. It is
         # kept before the step, so that a training killed at this point keeps the same one again.
         if run.facts["early_due"] and run.progress >= EARLY:
-            if processes.rank == 0:
+            if run.takes_part:
                 run.keep(args.out / "interp_bad.safetensors")
             run.facts["early_due"] = False
 
@@ -85,11 +89,11 @@ def main(argv: list[str] | None = None) -> None:
         draws = stage.draw((args.batch, *batch.latents.shape[1:])).rows(rows)
         ends = batch.latents[:, [0, -1]]  # (B, 2, C, h, w)
 
-        latent, pixel = parallel(model.vae, batch.latents, ends, batch.audio_tokens, None,
-                                 draws.to(processes.device), batch.pictures(len(batch), frame),
-                                 frame)
+        # The loss and its gradient; with --accumulate for parts of the batch, one after the other.
         optimizer.zero_grad(set_to_none=True)
-        (latent + pixel).backward()
+        latent, pixel = scaling.passes(
+            parallel, args.accumulate, model.vae, batch.latents, ends, batch.audio_tokens, None,
+            draws.to(processes.device), batch.pictures(len(batch), frame), frame)
         norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
         if run.sound(latent + pixel, norm):
             optimizer.step()

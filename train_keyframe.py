@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import training
-from tools import cli
+from tools import cli, describe, scaling
 from tools.checkpoint import load_part
 
 MINUTES = 45  # on two cores; --minutes
@@ -21,8 +21,10 @@ DECAY = 0.998  # of the average of the weights
 
 def main(argv: list[str] | None = None) -> None:
     args = training.options(argv, __doc__, MINUTES, BATCH, LEARNING_RATE)
+    if args.describe:
+        return describe.describe(args, scaling.chosen(args), "keyframe")
     processes = training.Processes.join()
-    rows = processes.rows(args.batch)  # this process's share of a batch
+    rows = processes.rows(args.batch, args.accumulate)  # this process's share of a batch
 
     # The model: the autoencoder and the audio encoders are frozen, the stage is trained.
     model = training.open_weights(args, processes)
@@ -37,12 +39,14 @@ def main(argv: list[str] | None = None) -> None:
 
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
+    scaling.prepared(stage, model.vae, args, LEARNING_RATE)
     optimizer = torch.optim.AdamW(stage.parameters(), lr=args.lr, betas=(0.9, 0.99),
                                   weight_decay=0.01, foreach=True)
     average = training.averaged(stage, DECAY)
     run = training.Run("keyframe", args, model, stage, optimizer, average, held_out, processes,
                        {"trained_before": trained_before})
-    parallel = processes.parallel(stage, some_unused=not run.facts["trained_before"])
+    parallel = scaling.sharded(stage, average, optimizer) if args.shard else (
+        processes.parallel(stage, some_unused=not run.facts["trained_before"]))
 
     while run.go_on():
         # First the spatial half alone, which learns to draw faces from single frames: a step costs
@@ -63,10 +67,11 @@ def main(argv: list[str] | None = None) -> None:
         # As many pictures are decoded for the pixel loss in either phase.
         pixels = batch.pictures(args.batch // processes.count, frame)  # (P, 3, H, W)
 
-        latent, pixel = parallel(model.vae, batch.latents, batch.identity, batch.audio_tokens,
-                                 batch.emotion, draws, pixels, frame, spatial_only)
+        # The loss and its gradient; with --accumulate for parts of the batch, one after the other.
         optimizer.zero_grad(set_to_none=True)
-        (latent + pixel).backward()
+        latent, pixel = scaling.passes(
+            parallel, args.accumulate, model.vae, batch.latents, batch.identity,
+            batch.audio_tokens, batch.emotion, draws, pixels, frame, spatial_only)
         norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
         if run.sound(latent + pixel, norm):
             optimizer.step()

@@ -20,7 +20,7 @@ from data import Clips, Windows, open_cache
 from diffusion import latent_loss, sample, schedule
 from keyface import KeyFace
 from stage import Config, Stage, guided_keyframes, guided_segments
-from tools import checkpoint
+from tools import checkpoint, pretrained, scaling
 from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, remember_signals, replacing
 from tools.figures import load_metrics, save_grid, save_metrics, tensorboard
 from tools.processes import Processes
@@ -46,18 +46,20 @@ def options(argv: list[str] | None, description: str, minutes: float, batch: int
         help="training time, without data preparation")
     add("--steps", type=number(int, 1, 10**9),
         help="train for so many steps instead; learning rate and phases then follow them")
-    add("--init", type=Path, help="weights folder to start from")
+    add("--init", type=Path, metavar="DIR|svd|released",
+        help="weights folder to start from, or the published weights of SVD or of KeyFace")
     add("--resume", action="store_true", help="continue the training that --out holds")
     add("--data", type=Path, help="what data.py made, or a folder of videos, which is prepared "
         "first; without it, the drawn world")
     add("--clips", type=number(int, 1, 10**7), help=f"clips of the drawn world to learn from "
         f"(default: {CLIPS}, fewer for a short training)")
     add("--batch", type=number(int, 1, 10**5), default=batch, help="windows a step, in all")
-    add("--lr", type=number(float, 1e-9, 1), default=lr, help="highest learning rate")
+    add("--lr", type=number(float, 1e-9, 1), help=f"highest learning rate (default: {lr:g}; "
+        f"{scaling.LEARNING_RATE:g} to go on from SVD's network)")
     add("--seed", type=number(int, 0, 10**9), default=0)
+    scaling.add_options(add)
     args = parser.parse_args(argv)
-    if args.resume and args.init:
-        parser.error("--resume continues what --out holds; leave out --init")
+    scaling.check_options(args)
     if args.clips is None:  # a short training does not wait for clips that it never sees
         steps = args.steps or args.minutes * STEPS_A_MINUTE
         args.clips = min(CLIPS, max(32, round(steps * args.batch / TIMES_SEEN)))
@@ -74,11 +76,13 @@ def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
     itself, or of the shipped weights; of --init also the bad model, since weights that go on from
     finished ones are never under-trained again. Raises InputError where parts are missing.
     """
+    pretrained.published(args, processes.rank == 0)
     if processes.rank == 0:
         make_folder(args.out)
         print(f"{args.out}: networks and clips are prepared first", flush=True)
         if not args.resume:
             source, config = _find_frozen([args.init] if args.init else [args.out, WEIGHTS])
+            config = scaling.settled(config, source, args)
             bad = args.init and (args.init / "interp_bad.safetensors").exists()
             for name in config.frozen() + ["interp_bad"] * bool(bad):
                 if source.resolve() != args.out.resolve():
@@ -252,8 +256,9 @@ class Run:
         if self.progress >= 1 or stopped:
             self.finish()
             return False
-        warmth = min(1, (self.step + 1) / WARM_UP)
-        rate = max(0.5 * (1 + math.cos(math.pi * self.progress)), 0.02) * warmth
+        paper = self.stage.config.finetune  # a slow warm-up, then always the same
+        warmth = min(1, (self.step + 1) / (scaling.WARM_UP if paper else WARM_UP))
+        rate = max(0.5 * (1 + math.cos(math.pi * self.progress)), 1 if paper else 0.02) * warmth
         for group in self.optimizer.param_groups:
             group["lr"] = args.lr * rate
         return True
@@ -261,7 +266,7 @@ class Run:
     def sound(self, loss: Tensor, norm: Tensor) -> bool:
         """Whether the loss and the norm of its gradient are finite in all processes; where not, the
         step is to be skipped. Raises InputError after UNSOUND such steps in a row."""
-        [unsound] = self.processes.agree([float(not (loss + norm).isfinite())])
+        [unsound] = self.processes.agree([float(not (loss + scaling.whole(norm, 0)).isfinite())])
         self.unsound = self.unsound + 1 if unsound else 0
         self.skipped += int(unsound)
         if self.unsound == UNSOUND:
@@ -277,15 +282,24 @@ class Run:
         if self.unsound:
             return
         self.losses.append((latent.item(), pixel.item()))
-        if self.processes.rank > 0:
+        if not self.takes_part:
             return
         now = time.monotonic() - self.began
-        if now - self.saved > SAVE_EVERY:
-            self.save()
-        if now - self.reported > min(REPORT_EVERY, 5 + self.reported):  # often at first
-            self.measure()
-        if now - self.shown > SHEET_EVERY:
-            self.show()
+        due = [now - self.saved > SAVE_EVERY,
+               now - self.reported > min(REPORT_EVERY, 5 + self.reported),  # often at first
+               now - self.shown > SHEET_EVERY]
+        for act, each in zip((self.save, self.measure, self.show), self.agreed(due)):
+            if each:
+                act()
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether this process measures and saves: the first, or (--shard) all together."""
+        return self.processes.rank == 0 or self.args.shard
+
+    def agreed(self, values: list[float]) -> list[float]:
+        """What this process finds, the same in all that take part."""
+        return self.processes.agree(values) if self.args.shard else values
 
     def measure(self) -> None:
         """Appends a row of losses to NAME.csv, prints it and draws the curves. Where the mean of
@@ -296,10 +310,11 @@ class Run:
                              **validate(self.average.module.eval(), self.held_out)})
         numbers = "  ".join(f"{k} {v if k == 'step' else f'{v:.4g}'}"
                             for k, v in self.metrics[-1].items())
-        print(f"{numbers}  {len(self.losses) / (now - self.reported):.2f} steps/s"
-              + f"  {self.skipped} skipped" * bool(self.skipped), flush=True)
-        save_metrics(self.csv, self.metrics, self.board)
-        held_out = (self.metrics[-1]["val_1"] + self.metrics[-1]["val_10"]) / 2
+        if self.processes.rank == 0:
+            print(f"{numbers}  {len(self.losses) / (now - self.reported):.2f} steps/s"
+                  + f"  {self.skipped} skipped" * bool(self.skipped), flush=True)
+            save_metrics(self.csv, self.metrics, self.board)
+        [held_out] = self.agreed([(self.metrics[-1]["val_1"] + self.metrics[-1]["val_10"]) / 2])
         if held_out < self.best:
             self.best = held_out
             self.keep(self.csv.with_suffix(".best.safetensors"), held_out=held_out)
@@ -307,15 +322,18 @@ class Run:
 
     def show(self) -> None:
         """Draws NAME_sheet.png."""
-        sheet(self.args.out / f"{self.name}_sheet.png", self.model, self.average.module.eval(),
-              self.held_out)
+        if not self.args.shard:  # the first process cannot sample alone
+            sheet(self.args.out / f"{self.name}_sheet.png", self.model, self.average.module.eval(),
+                  self.held_out)
         self.shown = time.monotonic() - self.began
 
     def keep(self, path: Path, **figures: float) -> None:
         """Writes the averaged weights, with their origin in the header."""
-        checkpoint.save_part(path, self.average.module.state_dict(), step=self.step,
-                             minutes=round(self.seconds / 60, 1), config=asdict(self.stage.config),
-                             version=checkpoint.code_version(), seed=self.args.seed, **figures)
+        state = scaling.whole(self.average.module.state_dict(), self.processes.rank)
+        if self.processes.rank == 0:
+            checkpoint.save_part(path, state, step=self.step, minutes=round(self.seconds / 60, 1),
+                                 config=asdict(self.stage.config), seed=self.args.seed,
+                                 version=checkpoint.code_version(), **figures)
 
     def save(self) -> None:
         """Writes the weights, then what --resume needs beside the same options. What is random
@@ -323,21 +341,24 @@ class Run:
         with --steps, wherever it was killed: the state decides, and weights that are newer are
         written again. With --minutes learning rate and phases follow the clock."""
         self.keep(self.args.out / f"{self.name}.safetensors")
-        checkpoint.save_state(self.args.out / f"{self.name}.state", {
+        state = scaling.whole({
             "stage": self.stage.state_dict(), "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
-            "facts": self.facts, "skipped": self.skipped})
+            "facts": self.facts, "skipped": self.skipped}, self.processes.rank)
+        if self.processes.rank == 0:
+            checkpoint.save_state(self.args.out / f"{self.name}.state", state)
         self.saved, self.saved_step = time.monotonic() - self.began, self.step
 
     def finish(self) -> None:
         """The end, by the clock or by a signal."""
         done = self.progress >= 1
-        if self.processes.rank == 0:
+        if self.takes_part:
             if self.step > self.saved_step:
                 self.save()
             if done and self.losses:
                 self.measure()
                 self.show()
+        if self.processes.rank == 0:
             print(f"{'done' if done else 'stopped'}: step {self.step}, {self.seconds / 60:.1f} "
                   f"minutes; in {self.args.out}", flush=True)
         self.processes.wait()

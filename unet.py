@@ -99,7 +99,7 @@ class Mixer(nn.Module):
         self.mix_factor = nn.Parameter(torch.tensor([0.5]))
 
     def forward(self, spatial: Tensor, temporal: Tensor) -> Tensor:
-        return torch.lerp(temporal, spatial, self.mix_factor.sigmoid())
+        return torch.lerp(temporal, spatial, self.mix_factor.sigmoid().to(spatial.dtype))
 
 
 class ResBlock(nn.Module):

@@ -19,7 +19,6 @@ libraries take comes on top.
 import json
 import sys
 import tempfile
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +30,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 # In front: this folder has files named like the modules that they measure.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -41,46 +38,13 @@ import audio
 from audio import AudioConfig
 from keyface import Config, KeyFace
 from tools import cli
+from tools.describe import LiveBytes
 from tools.media import FRAME_SAMPLES, SAMPLE_RATE
 from unet import UNetConfig
 from vae import VAEConfig
 
 # Five keyframes, so a window of them, a whole batch of segments between, and batches to decode.
 FILM = 53 * FRAME_SAMPLES
-
-
-class LiveBytes(TorchDispatchMode):
-    """Adds up the storages on a device that operations return, until they are freed: `now` and
-    `peak` bytes."""
-
-    def __init__(self, device: str):
-        super().__init__()
-        self.device, self.now, self.peak = device, 0, 0
-        self.alive: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.device.type == self.device:
-                self.add(leaf)
-        copy = 0
-        if func is torch.ops.aten.convolution.default:
-            last = torch.channels_last if args[0].ndim == 4 else torch.channels_last_3d
-            if args[0].ndim > 3 and not args[0].is_contiguous(memory_format=last):
-                copy = args[0].nbytes
-        self.peak = max(self.peak, self.now + copy)
-        return result
-
-    def add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.alive:        # else a view of one that is counted
-            self.alive.add(storage._cdata)
-            self.now += storage.nbytes()
-            weakref.finalize(storage, self.drop, storage._cdata, storage.nbytes())
-
-    def drop(self, key: int, size: int) -> None:
-        self.alive.discard(key)
-        self.now -= size
 
 
 def place(module: nn.Module, device: str | torch.device) -> None:
@@ -156,8 +120,13 @@ def allocated(config: Config, low_memory: bool, work: Callable[[KeyFace], None])
     """What the peak of `work` adds to the weights, measured: the CPU allocator's own count."""
     model = build(config, False, low_memory)
     place_all(model)
+    return grown(lambda: work(model))
+
+
+def grown(work: Callable[[], None]) -> int:
+    """What the peak of `work` adds to what is there before, by the CPU allocator's own count."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        work(model)
+        work()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         record.export_chrome_trace(str(path))

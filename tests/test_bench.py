@@ -3,6 +3,7 @@ what the other scripts count, at small sizes."""
 
 import re
 import wave as wav_file
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from bench import gpu_memory, unet
 from bench.borders import means
 from bench.hour import in_step
 from bench.real_speech import loudness, main, p_value, pooled, turned
+from stage import Config
 from tools import cli
+from tools.describe import Training, taken
 from tools.media import FRAME_SAMPLES, SAMPLE_RATE
 from toy.evaluation.stats import change
 
@@ -104,6 +107,27 @@ def test_memory_is_predicted_as_a_cpu_counts_it(monkeypatch):
     guess = gpu_memory.predicted(gpu_memory.small(), False, True, work, "cpu")[1]
     counted = gpu_memory.allocated(gpu_memory.small(), True, work)
     assert guess == pytest.approx(counted, rel=0.1)
+
+
+def test_a_training_takes_what_is_described():
+    """Counted without contents, and by the CPU's allocator in a real step: of a network whose layers
+    are computed twice, so that little is kept of them."""
+    tiny = Config.tiny()
+    unet = replace(tiny.keyframe.unet, model_channels=16, num_groups=4, num_head_channels=16,
+                   channel_mult=(1, 2), attention_resolutions=(2,))
+    spared = replace(tiny, vae=replace(tiny.vae, ch=8), keyframe=replace(
+        tiny.keyframe, unet=unet, checkpoint_activations=True))
+    found = taken(spared, "keyframe", 2)
+
+    def two_steps() -> None:
+        training = Training(spared, "keyframe")
+        for _ in range(2):
+            training.passes(2)
+            training.learn()
+
+    assert found.bytes == pytest.approx(gpu_memory.grown(two_steps), rel=0.1)
+    assert found.optimizer == pytest.approx(2 * found.gradients, rel=0.01)
+    assert found.gradients == 4 * found.trained == 4 * found.parameters
 
 
 def test_networks_are_evaluated_as_often_as_the_method_needs(capsys):

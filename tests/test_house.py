@@ -23,6 +23,8 @@ ROWS = (  # of the root: a module may import what stands in a row below its own,
 )
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 FOLDERS = ("tools", "toy", "bench", "tests")
+MODELLED = tuple(f"tools.{name}" for name in ("released", "pretrained", "scaling", "describe",
+                                              "prepare"))  # which know the networks
 COMMANDS = ROWS[0]  # what is run, so that nothing hangs on it
 
 
@@ -80,9 +82,8 @@ def allowed(module: str, other: str) -> bool:
     if here == "root":
         downwards = there == "root" and ROW[module] < ROW[other]
         return downwards
-    if here == "tools":  # two of them work with the networks, and one knows the drawn world
-        return (module in ("tools.released", "tools.prepare") and there == "root"
-                and other not in ("training", "data")
+    if here == "tools":  # some of them work with the networks, and one knows the drawn world
+        return (module in MODELLED and there == "root" and other not in ("training", "data")
                 or (module, other) == ("tools.prepare", "toy.world"))
     return there in ("root", "toy") or (here == there == "bench")
 

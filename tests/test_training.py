@@ -360,6 +360,24 @@ def test_two_processes_compute_what_one_does(frozen, undisturbed, start, tmp_pat
         assert torch.allclose(value, twice["stage"][name], atol=1e-5, rtol=0), name
 
 
+def test_shares_of_everything_compute_what_one_process_does(frozen, start, tmp_path):
+    """--shard: parameters, gradients, means and average lie half in each of two processes, in both
+    phases. What they save is whole, and they go on from what one process has saved."""
+    one, two = copy(frozen, tmp_path / "one"), copy(frozen, tmp_path / "two")
+    finish(start(one, "--steps=2"))
+    (one / "keyframe.state.1").rename(two / "keyframe.state")
+    finish(start(two, "--steps=2", "--shard", "--resume", count=2))
+    once, twice = (load_state(out / "keyframe.state") for out in (one, two))
+    assert once["step"] == twice["step"] == 2
+    for name in ("stage", "average"):
+        assert once[name].keys() == twice[name].keys()
+        assert all(torch.allclose(value, twice[name][key], atol=1e-9, rtol=0)
+                   for key, value in once[name].items())
+    for i, means in once["optimizer"]["state"].items():
+        other = twice["optimizer"]["state"][i]
+        assert all(torch.allclose(value, other[key], atol=1e-9) for key, value in means.items())
+
+
 def test_an_autoencoder_trained_again_brings_its_own_statistics(frozen, tmp_path, train):
     out = copy(frozen, tmp_path / "out")
     vae = replace(load_config(Config, out).vae, latent_mean=(1.0, 2.0, 3.0, 4.0))
@@ -454,7 +472,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     (["--steps", "0"], '--steps: "0" is no whole number from 1 to 1000000000'),
     (["--seed", "-1"], '--seed: "-1" is no whole number from 0 to 1000000000'),
     (["--clips", "many"], '--clips: "many" is no whole number from 1 to 10000000'),
-    (["--resume", "--init", "x"], "--resume continues what --out holds; leave out --init"),
+    (["--resume", "--init", "x"], "--resume continues what --out holds; leave out --init and --config"),
 ])
 def test_options(options, line, capsys):
     assert cli.run(train_keyframe.main, options) == 2

@@ -34,7 +34,8 @@ BOUNDS = {
     "overlap_frames": (0, LARGEST),
     **dict.fromkeys(("id_guidance", "audio_guidance", "autoguidance"), (-100, 100))}
 
-LATER = {"patch"}  # fields that folders of earlier versions lack; their defaults are what those meant
+# Fields that folders of earlier versions lack; their defaults are what those meant.
+LATER = {"patch", "finetune", "checkpoint_activations"}
 
 
 def _value(hint: object, value: object, name: str, where: str) -> object:
@@ -83,14 +84,25 @@ def load_config(cls: type[T], folder: str | Path) -> T:
     if not path.is_file():
         raise InputError(f"{path}: missing; give a folder that training has written, or one of the "
                          "released model's files (see sample.py --list-weights)")
+    with fitting(path):
+        return from_dict(cls, read_json(path), str(path))
+
+
+def read_json(path: Path) -> object:
+    """What a JSON file holds. Raises InputError where it is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except PermissionError:
         raise
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
-    with fitting(path):
-        return from_dict(cls, values, str(path))
+
+
+def overlaid(whole: object, part: object) -> object:
+    """A JSON value in which `part`, at any depth, says what is otherwise."""
+    if not (isinstance(whole, dict) and isinstance(part, dict)):
+        return part
+    return whole | {name: overlaid(whole.get(name), value) for name, value in part.items()}
 
 
 @contextmanager

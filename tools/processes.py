@@ -47,11 +47,13 @@ class Processes:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 
-    def rows(self, batch: int) -> slice:
-        """This process's share of a batch: every `count`-th row. Raises InputError where the shares
-        would be unequal, as then the mean of their gradients is not the gradient of the mean."""
-        if batch % self.count:
-            raise InputError(f"--batch: {batch} does not divide by {self.count} processes")
+    def rows(self, batch: int, parts: int = 1) -> slice:
+        """This process's share of a batch, which it works in `parts`: every `count`-th row. Raises
+        InputError where the shares or their parts would be unequal, as then the mean of their
+        gradients is not the gradient of the mean."""
+        if batch % (self.count * parts):
+            raise InputError(f"--batch: {batch} does not divide by {self.count} processes"
+                             + f" and --accumulate {parts}" * (parts > 1))
         return slice(self.rank, None, self.count)
 
     def parallel(self, stage: nn.Module, some_unused: bool) -> nn.Module:

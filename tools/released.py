@@ -122,7 +122,8 @@ VAE_NAMES: tuple[Rule, ...] = (  # SVD's own, and `diffusers`'
     (r"conv_shortcut", "nin_shortcut"),
     (r"group_norm", "norm"),
     (r"to_([qkv])\.", r"\1."),
-    (r"to_out\.0", "proj_out"),
+    (r"\.(q)uery\.|\.(k)ey\.|\.(v)alue\.", lambda m: f".{m[m.lastindex]}."),  # its older ones
+    (r"to_out\.0|proj_attn", "proj_out"),
     (r"conv_norm_out", "norm_out"),
     (r"time_conv_out", "conv_out.time_mix_conv"),
 )
@@ -205,22 +206,28 @@ def find(row: Published, weights: str | Path) -> Path | None:
     folder = FOLDER if released else Path(weights)
     places = [folder / row.repository.split("/")[1] / row.file, folder / row.file,
               folder / Path(row.file).name]
-    if released:  # the cache has a folder for each state of a repository; the newest first
-        cache = Path(constants.HF_HUB_CACHE) / f"models--{row.repository.replace('/', '--')}"
-        states = sorted(cache.glob("snapshots/*"), key=lambda p: p.stat().st_mtime, reverse=True)
-        places += [state / row.file for state in states]
-    return next((path for place in places if (path := shortest(place))), None)
+    found = next((path for place in places if (path := shortest(place))), None)
+    return found or (cached(row) if released else None)
+
+
+def cached(row: Published) -> Path | None:
+    """A published file as it was downloaded once."""
+    # The cache has a folder for each state of a repository; the newest first.
+    cache = Path(constants.HF_HUB_CACHE) / f"models--{row.repository.replace('/', '--')}"
+    states = sorted(cache.glob("snapshots/*"), key=lambda p: p.stat().st_mtime, reverse=True)
+    return next((path for state in states if (path := shortest(state / row.file))), None)
 
 
 class Absent(InputError):
     """There is no such file, where one could have been."""
 
 
-def download(row: Published, weights: str | Path) -> Path:
-    """Gets a file of "released" from the hub, which gives none its name before it is whole. Raises
-    InputError, saying what to do, if it cannot be had."""
+def download(row: Published, option: str, folder: Path, ask: bool = True) -> Path:
+    """Gets a file from the hub (not if not `ask`), which gives none its name before it is whole.
+    Raises InputError, which names the `option` and says what to put into `folder`, if it cannot be
+    had."""
     try:
-        if str(weights) != "released":
+        if not ask:
             raise FileNotFoundError
         # Also where the name is known: the download itself would try for minutes.
         names = (s.rfilename for s in model_info(row.repository, timeout=PATIENCE).siblings)
@@ -241,11 +248,10 @@ def download(row: Published, weights: str | Path) -> Path:
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = f"{row.repository} does not answer ({type(error).__name__})" if not status else (
             f"{row.repository} refuses (HTTP {status}: see to your token, or try again later)")
-    folder = FOLDER if str(weights) == "released" else Path(weights)
     licence = " (accept its licence there and log in with `hf auth login`)" if row.gated else ""
     like = "a file like " * ("*" in row.file)
     raise (Absent if reason.endswith("missing") else InputError)(
-        f"weights {weights}: {reason}; get {like}{row.file} from https://huggingface.co/"
+        f"{option}: {reason}; get {like}{row.file} from https://huggingface.co/"
         f"{row.repository}{licence} and put it into {(folder / row.file).parent}")
 
 
@@ -253,6 +259,8 @@ def obtain(weights: str | Path) -> dict[str, Path]:
     """The published files of a folder, or of "released", by part; there those that are missing are
     downloaded. Raises InputError for the first that cannot be had."""
     files = {row.part: path for row in reversed(FILES) if (path := find(row, weights))}
+    ask = str(weights) == "released"
+    folder = FOLDER if ask else Path(weights)
     if not files and str(weights) != "released":
         lack = "holds no config.json, nor" if Path(weights).is_dir() else "no folder; give one of"
         if (Path(weights) / "config.json").exists():
@@ -262,7 +270,7 @@ def obtain(weights: str | Path) -> dict[str, Path]:
         problem = None
         for row in (row for row in FILES if row.part == part and part not in files):
             try:
-                files[part] = download(row, weights)
+                files[part] = download(row, f"weights {weights}", folder, ask)
             except InputError as error:
                 problem = problem or error
         if problem and part not in files:
@@ -319,6 +327,22 @@ def check_stage(part: str, path: Path, published: dict[str, Tensor]) -> None:
                              "exchange the files")
 
 
+def translated(part: str, path: Path, published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a published file under our names."""
+    check_stage(part, path, published)
+    tensors = autoencoder(published) if part == "vae" else renamed(part, published)
+    # Of training with masks; wav2vec2's file lacks it.
+    if part in ("wavlm", "wav2vec2") and (layer := "feature_projection.projection.bias") in tensors:
+        tensors.setdefault("masked_spec_embed", torch.zeros_like(tensors[layer]))
+    return tensors
+
+
+def check_tensors(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Raises InputError where the tensors of a file are not those of `module`, or damaged."""
+    check_names(path, module, {name: tuple(v.shape) for name, v in tensors.items()})
+    check_values(path, module, tensors)
+
+
 def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
                    ) -> Iterator[tuple[str, nn.Module, dict[str, Tensor]]]:
     """Name, module (maybe on the meta device) and tensors of each part of `model`: networks in
@@ -329,19 +353,15 @@ def released_parts(files: dict[str, Path], model: KeyFace, dtype: torch.dtype,
     for part, module in model.parts().items():
         path = files[part]
         published = read(path)
-        check_stage(part, path, published)
-        tensors = autoencoder(published) if part == "vae" else renamed(part, published)
+        tensors = translated(part, path, published)
         if part == "keyframe":
             decoder = {name.partition("first_stage_model.")[2]: value for name, value in
                        published.items() if "first_stage_model.decoder." in name}
-        elif part in ("wavlm", "wav2vec2"):  # of training with masks; wav2vec2's file lacks it
-            tensors.setdefault("masked_spec_embed", torch.zeros(module.config.hidden_size))
         elif part == "interp":
             projection = {k: v for k, v in tensors.items() if k.startswith("audio_proj.")}
         elif part == "interp_bad":
             tensors |= projection  # the bad network is told what the good one is
-        check_names(path, module, {name: tuple(v.shape) for name, v in tensors.items()})
-        check_values(path, module, tensors)
+        check_tensors(path, module, tensors)
         surplus = Counter(re.sub(r"^_forward_module\.", "", name).split(".")[0]
                           for name in published if not renamed(part, {name: None}))
         if surplus:
