@@ -63,17 +63,18 @@ def train(monkeypatch, cache):
     """Runs a training script in this process; returns the state it saved."""
     monkeypatch.setattr(training, "HELD_OUT", 2)
     monkeypatch.setattr(training, "WARM_UP", 5)
-    monkeypatch.setattr(training, "sheet", lambda *_: None)  # one test draws it
+    monkeypatch.setattr(training, "sheet", lambda *_: None)  # one test draws both
+    monkeypatch.setattr(training, "save_metrics", lambda *_: None)
 
     def train(script, out: Path, *options, stop: int = 10**9) -> dict:
         monkeypatch.setattr(training, "remember_signals", lambda: StopAfter(stop))
-        script.main([f"--out={out}", f"--data={cache}", *map(str, options)])
+        script.main([f"--out={out}", f"--data={cache}", "--batch=2", *map(str, options)])
         return load_state(out / f"{script.__name__.removeprefix('train_')}.state")
 
     return train
 
 
-SHEET = training.sheet
+SHEET, METRICS = training.sheet, training.save_metrics
 
 
 def copy(frozen: Path, to: Path) -> Path:
@@ -114,7 +115,7 @@ def test_a_resumed_training_is_exact(frozen, tmp_path, train, script):
 def test_training_learns_and_saves(frozen, cache, tmp_path, train, monkeypatch):
     out = copy(frozen, tmp_path / "out")
     monkeypatch.setattr(train_keyframe, "SPATIAL_FRACTION", 0)
-    state = train(train_keyframe, out, "--steps=24", "--lr=4e-3")
+    state = train(train_keyframe, out, "--steps=24", "--lr=4e-3", "--batch=4")
     header = load_metadata(out / "keyframe.safetensors")
     header = {name: json.loads(value) for name, value in header.items()}
     assert header["step"] == 24 and header["config"]["frames"] == 4 and header["version"]
@@ -132,46 +133,45 @@ def test_training_learns_and_saves(frozen, cache, tmp_path, train, monkeypatch):
     assert all(torch.equal(kept[k], average[k].half()) for k in kept)
 
 
-def unsound(monkeypatch, steps: range, gradient: bool) -> None:
-    """Makes the loss of these steps NaN, or only its gradient."""
+def unsound(monkeypatch, steps: range) -> None:
+    """Makes the loss of these steps NaN, or in even ones only its gradient."""
     forward = Stage.forward
 
     def wrong(self, *args):
         latent, pixel = forward(self, *args)
         if torch.initial_seed() in steps:
             zero = 0 * next(self.parameters()).sum()  # whose root has no finite slope
-            latent = latent + (zero.sqrt() if gradient else math.nan)
+            latent = latent + (math.nan if torch.initial_seed() % 2 else zero.sqrt())
         return latent, pixel
 
     monkeypatch.setattr(Stage, "forward", wrong)
 
 
-@pytest.mark.parametrize("gradient", [False, True])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(frozen, tmp_path, train, monkeypatch,
-                                                          capsys, gradient):
+                                                          capsys):
     """After nine in a row all is as before them, and training goes on."""
-    unsound(monkeypatch, range(3, 12), gradient)
+    unsound(monkeypatch, range(3, 12))
     out = copy(frozen, tmp_path / "out")
-    before = train(train_keyframe, out, "--steps=13", "--batch=1", stop=3)
-    after = train(train_keyframe, out, "--steps=13", "--batch=1", "--resume", stop=9)
+    before = train(train_keyframe, out, "--steps=13", stop=3)
+    after = train(train_keyframe, out, "--steps=13", "--resume", stop=9)
     assert (before["step"], before["skipped"], after["step"], after["skipped"]) == (3, 0, 12, 9)
     assert equal(before["stage"], after["stage"]) and equal(before["average"], after["average"])
     assert equal(*(dict(enumerate(each.values())) for state in (before, after)
                    for each in [state["optimizer"]["state"][0]]))
-    end = train(train_keyframe, out, "--steps=13", "--batch=1", "--resume")
+    end = train(train_keyframe, out, "--steps=13", "--resume")
     assert end["skipped"] == 9 and not equal(end["stage"], after["stage"])
     assert all(value.isfinite().all() for value in end["stage"].values())
     assert " steps/s  9 skipped\n" in capsys.readouterr().out
 
 
 def test_ten_such_steps_in_a_row_end_the_training(frozen, tmp_path, train, monkeypatch):
-    unsound(monkeypatch, range(2, 13), False)
+    unsound(monkeypatch, range(2, 13))
     monkeypatch.setattr(training, "SAVE_EVERY", -1)
     out = copy(frozen, tmp_path / "out")
     with pytest.raises(InputError, match="keyframe: the loss or its gradient was not finite in 10 "
                        "steps in a row; try --resume, from .*/keyframe.state of step 2, which is "
                        "intact, and an --lr below 0.0015$"):
-        train(train_keyframe, out, "--steps=13", "--batch=1")
+        train(train_keyframe, out, "--steps=13")
     assert load_state(out / "keyframe.state")["step"] == 2
     header = load_metadata(out / "keyframe.safetensors")
     assert header["step"] == "2" and not list(out.glob(".*"))
@@ -192,6 +192,7 @@ def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, 
                                                                         monkeypatch):
     out = copy(frozen, tmp_path / "out")
     monkeypatch.setattr(training, "sheet", SHEET)
+    monkeypatch.setattr(training, "save_metrics", METRICS)
     ticks = itertools.count()  # a clock of which every look takes a second
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     rows = {}
@@ -357,7 +358,7 @@ def test_two_processes_compute_what_one_does(frozen, undisturbed, start, tmp_pat
     assert once["step"] == twice["step"] == 8 and once["skipped"] == twice["skipped"] == 1
     for name, value in once["stage"].items():
         assert value.dtype == torch.float64
-        assert torch.allclose(value, twice["stage"][name], atol=1e-5, rtol=0), name
+        assert torch.allclose(value, twice["stage"][name], atol=1e-12, rtol=0), name
 
 
 def test_shares_of_everything_compute_what_one_process_does(frozen, start, tmp_path):
