@@ -51,7 +51,7 @@ def made_up(folder: Path, config: Config, count: int) -> Path:
     tokens = torch.randn(FRAMES, 2, config.keyframe.audio_dim).half()
     shard = {"mean": torch.randn(FRAMES, *c).half(), "logvar": torch.zeros(FRAMES, *c).half() - 9,
              "times": torch.arange(FRAMES), "emotion": torch.zeros(FRAMES, 2),
-             "audio_tokens": tokens, "interp_tokens": tokens, "jpegs": jpeg.repeat(FRAMES),
+             "audio_tokens": tokens, "interp_tokens": tokens.clone(), "jpegs": jpeg.repeat(FRAMES),
              "ends": torch.arange(1, FRAMES + 1) * len(jpeg)}
     cache = folder / "cache"
     cache.mkdir()
