@@ -108,10 +108,11 @@ def test_a_config_file_decides_the_networks_alone(frozen, tmp_path, train):  # n
     made = load_config(Config, out)
     assert made.vae == config.vae and made.keyframe.unet.context_dim == 40
     with pytest.raises(InputError, match="out/config.json says otherwise, and what is there stays"):
-        train(train_keyframe, out, "--config=tiny", "--steps=1")
+        train(train_keyframe, out, f"--config={frozen / 'config.json'}", "--steps=1")
     # Networks of other sizes are refused by name, frozen parts of other sizes, too.
     with pytest.raises(InputError, match="out/keyframe.safetensors: .* of another shape"):
-        train(train_keyframe, tmp_path / "new", f"--init={out}", "--config=tiny", "--steps=1")
+        train(train_keyframe, tmp_path / "new", f"--init={out}",
+              f"--config={frozen / 'config.json'}", "--steps=1")
     with pytest.raises(InputError, match="--config: latent_shape does not .* python -m tools.pre"):
         train(train_keyframe, tmp_path / "new", f"--init={out}", "--config=small", "--steps=1")
     with pytest.raises(InputError, match="leave out --init and --config"):
