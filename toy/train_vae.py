@@ -1,22 +1,21 @@
-"""Trains the tiny autoencoder on drawn faces: `python -m toy.train_vae`, 22 minutes on one core.
+"""Trains the tiny autoencoder on drawn faces: `python -m toy.train_vae`, half an hour on one core.
 
 Every batch is drawn anew: other people, in states that are independent of each other, so that the
 latents hold a shut eye or a rounded mouth whatever the rest of the face does. Writes
 `vae.safetensors` (fp16; in its header the config with the latents' mean and standard deviation,
 and the error beyond which a picture is not familiar) and beside it `vae.state` for --resume.
+Several processes share each batch: `torchrun --nproc_per_node 2 -m toy.train_vae`.
 
 `--data DIR` takes frames of the videos in a folder in place of drawings, for those who have no
 autoencoder that knows photographs: every third frame, as neighbours are alike, mirrored at random.
 --out becomes a weights folder then, with the shipped audio encoders, which python data.py can use.
-
-`--decoder DIR` goes on with the decoder of DIR alone, with weight on the eyes, whose irises are
-six pixels wide. The latents stay what they are, so that networks trained on them stay valid.
 """
 
 import math
 import shutil
 import sys
 import time
+from argparse import Namespace
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,24 +23,28 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stage import Config
 from tools import prepare
-from tools.checkpoint import (
-    header_config,
-    load_part,
-    load_state,
-    save_config,
-    save_part,
-    save_state,
+from tools.checkpoint import code_version, load_state, save_config, save_part, save_state
+from tools.cli import (
+    WEIGHTS,
+    InputError,
+    Parser,
+    make_folder,
+    number,
+    remember_signals,
+    replacing,
+    run,
+    warn,
 )
-from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, replacing, run, warn
+from tools.processes import Processes
 from toy.faces import STATE, draw, random_identity
 from vae import VAE, VAEConfig, brightness_error
 
-LR, AGAIN_LR, WARM_UP, BATCH, KL = 2e-3, 1e-3, 200, 16, 2e-4
-AT_MOUTH, AT_EYES = 3.0, 6.0  # how much more errors weigh there; at the eyes for the decoder alone
+LR, WARM_UP, BATCH, KL = 2e-3, 200, 16, 2e-4
+AT_MOUTH, AT_EYES = 3.0, 3.0  # how much more errors weigh there
 HELD_OUT = 10_000_000         # seeds from here on are people who never occur in training
 
 
@@ -63,10 +66,11 @@ def random_states(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.stack([s[name] for name in STATE], 1).astype(np.float32)
 
 
-def random_faces(rng: np.random.Generator, n: int, size: int) -> Tensor:
-    """n pictures (n, 3, size, size), each of another person."""
+def random_faces(rng: np.random.Generator, n: int, size: int, rows: slice = slice(None)) -> Tensor:
+    """n pictures (n, 3, size, size), each of another person, or some rows of them."""
     people = np.stack([random_identity(rng) for _ in range(n)])
-    return draw(torch.from_numpy(people), torch.from_numpy(random_states(rng, n)), size)
+    states = random_states(rng, n)
+    return draw(torch.from_numpy(people[rows]), torch.from_numpy(states[rows]), size)
 
 
 def mouth(images: Tensor) -> Tensor:
@@ -81,12 +85,29 @@ def eyes(images: Tensor) -> Tensor:
     return images[..., round(.30 * h):round(.58 * h), round(.18 * h):round(.82 * h)]
 
 
-def reconstruction_loss(x: Tensor, y: Tensor, at_eyes: float = 1.0) -> Tensor:
-    """L1 + 2 L2, more at the mouth and `at_eyes`, + 0.5 L1 of differences of neighbours."""
-    weight = torch.ones(x.shape[-2:])
-    eyes(weight).fill_(at_eyes)
+class Objective(nn.Module):
+    """What the autoencoder is trained for: a module, so that several processes can share it."""
+
+    def __init__(self, vae: VAE):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """The loss of pictures x (n, 3, H, W), their latents sampled with unit normal noise: errors
+        of the pictures that come back, + KL times the distance of the latents' Gaussians to N(0, 1),
+        which is kept so small that it only bounds the latents."""
+        posterior = self.vae.encode(x)
+        mean, logvar = posterior.mean, posterior.logvar
+        kl = .5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return reconstruction_loss(self.vae.decode(posterior.sample(noise)), x) + KL * kl
+
+
+def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1 + 2 L2, more at mouth and eyes, + 0.5 L1 of differences of neighbours."""
+    weight = torch.ones(x.shape[-2:], device=x.device)
+    eyes(weight).fill_(AT_EYES)
     mouth(weight).fill_(AT_MOUTH)
-    error = x - y
+    error = y - x
     loss = ((error.abs() + 2 * error.square()) * weight).mean() / weight.mean()
     return loss + .5 * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
 
@@ -98,6 +119,7 @@ def psnr(x: Tensor, y: Tensor) -> float:
 @torch.no_grad()
 def evaluate(vae: VAE, images: Tensor) -> list[float]:
     """PSNR in dB of whole pictures, of their mouths and of their eyes."""
+    images = images.to(next(vae.parameters()))
     decoded = vae.to_images(vae.to_latents(images))
     return [psnr(part(decoded), part(images)) for part in (lambda x: x, mouth, eyes)]
 
@@ -105,7 +127,7 @@ def evaluate(vae: VAE, images: Tensor) -> list[float]:
 @torch.no_grad()
 def normalised(vae: VAE, images: Tensor) -> VAEConfig:
     """The config with each latent channel's mean and standard deviation over `images`."""
-    z = vae.encode(images).mean
+    z = vae.encode(images.to(next(vae.parameters()))).mean
     return replace(vae.config, latent_mean=tuple(z.mean((0, 2, 3)).tolist()),
                    latent_std=tuple(z.std((0, 2, 3)).tolist()))
 
@@ -120,8 +142,8 @@ class DrawnFaces:
         self.held_out = random_faces(np.random.default_rng(HELD_OUT), 128, size)
         self.measured = random_faces(np.random.default_rng(HELD_OUT - 1), 256, size)
 
-    def batch(self, seed: int) -> Tensor:
-        return random_faces(np.random.default_rng(seed), BATCH, self.size)
+    def batch(self, step: int, rows: slice = slice(None)) -> Tensor:
+        return random_faces(np.random.default_rng(step), BATCH, self.size, rows)
 
     @cached_property
     def familiar(self) -> Tensor:
@@ -148,114 +170,114 @@ class FilmedFaces:
         self.pictures = np.concatenate(kept[False])  # (n, H, W, 3) uint8
         test = np.concatenate(kept[True])
         self.held_out = self._images(test[np.linspace(0, len(test) - 1, 128).astype(int)])
-        self.measured = self.batch(HELD_OUT, 256)
+        self.measured = self._random(np.random.default_rng(HELD_OUT), 256)
         self.familiar = torch.cat([self.held_out, self.measured])
 
     def _images(self, pictures: np.ndarray) -> Tensor:
         return torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
 
-    def batch(self, seed: int, n: int = BATCH) -> Tensor:
-        rng = np.random.default_rng(seed)
+    def _random(self, rng: np.random.Generator, n: int) -> Tensor:
         images = self._images(self.pictures[rng.integers(len(self.pictures), size=n)])
         return torch.where(torch.from_numpy(rng.random(n) < .5)[:, None, None, None],
                            images.flip(-1), images)
+
+    def batch(self, step: int, rows: slice = slice(None)) -> Tensor:
+        return self._random(np.random.default_rng(step), BATCH)[rows]
 
 
 @torch.no_grad()
 def familiar_error(vae: VAE, images: Tensor) -> float:
     """The largest `brightness_error` of a familiar picture: 1.3 times the largest of `images`."""
-    return 1.3 * max(brightness_error(vae, part).max().item() for part in images.split(25))
+    parts = images.to(next(vae.parameters())).split(25)
+    return 1.3 * max(brightness_error(vae, part).max().item() for part in parts)
 
 
-def train(out: Path, minutes: float, faces: DrawnFaces | FilmedFaces, resume: bool,
-          decoder_of: Path | None) -> None:
+def save(out: Path, vae: VAE, faces: DrawnFaces | FilmedFaces, **state: object) -> VAEConfig:
+    """Writes the weights, with their latents' statistics, and `vae.state`. Returns the config."""
+    config = normalised(vae, faces.measured)
+    save_part(out / "vae.safetensors", vae.state_dict(), config=asdict(config), step=state["step"],
+              familiar_error=familiar_error(vae, faces.familiar), version=code_version())
+    save_config(replace(Config.tiny(faces.size), vae=config), out)
+    save_state(out / "vae.state", {"vae": vae.state_dict(), **state})
+    return config
+
+
+def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes) -> None:
+    """Trains for args.steps, or goes on with what args.out holds, and writes it there."""
     torch.manual_seed(0)
-    state = load_state(out / "vae.state") if resume else {}
-    step, before = state.get("step", 0), state.get("seconds", 0.0)  # done in earlier runs
-    only_decoder = state.get("only_decoder", decoder_of is not None)
-    if resume:
-        config = VAEConfig(**state["config"])
-    elif decoder_of:
-        config = header_config(VAEConfig, decoder_of / "vae.safetensors")
-    else:
-        config = VAEConfig.tiny(faces.size)
-    vae = VAE(config)
-    if resume:
-        vae.load_state_dict(state["vae"])
-    elif decoder_of:
-        load_part(decoder_of / "vae.safetensors", vae)
-    part = vae.decoder if only_decoder else vae
-    vae.requires_grad_(False)
-    part.requires_grad_(True)
-    optimizer = torch.optim.AdamW(part.parameters(), lr=LR, weight_decay=1e-4)
-    if resume:
-        optimizer.load_state_dict(state["optimizer"])
-    make_folder(out)
-    # Other faces than those before: the decoder's seeds are far from the first training's.
-    first = HELD_OUT // 2 if only_decoder else 0
+    vae = VAE(VAEConfig.tiny(faces.size)).to(processes.device)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=LR, weight_decay=1e-4)
+    step, before = 0, 0.0  # done in earlier runs: steps, and their seconds
+    if args.resume:
+        state = load_state(args.out / "vae.state")
+        try:
+            vae.load_state_dict(state["vae"])
+            optimizer.load_state_dict(state["optimizer"])
+            step, before = state["step"], state["seconds"]
+        except (KeyError, RuntimeError, TypeError, ValueError):
+            raise InputError(f"--resume: {args.out / 'vae.state'} is of an autoencoder of another "
+                             "--size") from None
+    objective = processes.parallel(Objective(vae), some_unused=False)
+    first, rows, signals = processes.rank == 0, processes.rows(BATCH), remember_signals()
     start = reported = saved = time.monotonic()
-    steps_then, seconds, running = step, before, 0.0
-    while seconds < 60 * minutes:
-        progress = seconds / (60 * minutes)               # the schedule follows the clock
-        decay = .01 + .99 * math.cos(progress * math.pi / 2) ** 2
+    steps_then, running, stopped = step, 0.0, False
+    while step < args.steps and not stopped:
+        # Half a cosine down to 1 %, after a warm-up.
+        decay = .01 + .99 * math.cos(step / args.steps * math.pi / 2) ** 2
         for group in optimizer.param_groups:
-            group["lr"] = (AGAIN_LR if only_decoder else LR) * min(1, (step + 1) / WARM_UP) * decay
-        x = faces.batch(first + step)
-        posterior = vae.encode(x)
-        mean, logvar = posterior.mean, posterior.logvar
-        y = vae.decode(posterior.sample(torch.randn_like(mean)))
-        kl = .5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = reconstruction_loss(y, x, AT_EYES if only_decoder else 1.0) + KL * kl
+            group["lr"] = LR * min(1, (step + 1) / WARM_UP) * decay
+
+        # Pictures and noise follow from the number of the step, whatever the number of processes.
+        x = faces.batch(step, rows).to(processes.device)
+        side = x.shape[-1] // vae.config.patch // 2 ** (len(vae.config.ch_mult) - 1)
+        generator = torch.Generator().manual_seed(step)
+        noise = torch.randn(BATCH, vae.config.z_channels, side, side, generator=generator)
+        loss = objective(x, noise[rows].to(x))
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(part.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         step += 1
+
         running += (loss.item() - running) * max(.01, 1 / (step - steps_then))
-        now = time.monotonic()
+        [stopped] = processes.agree([float(bool(signals))])
+        done, now = step == args.steps or stopped, time.monotonic()
         seconds = before + now - start
-        done = seconds >= 60 * minutes
-        if now - reported > 30 or done:
+        if first and (now - reported > 30 or done):
             whole, at_mouth, at_eyes = evaluate(vae, faces.held_out)
             print(f"{seconds / 60:5.1f} min  step {step}  loss {running:.4f}  {whole:.2f} dB"
                   f"  mouth {at_mouth:.2f} dB  eyes {at_eyes:.2f} dB"
                   f"  {(step - steps_then) / (now - start):.2f} steps/s", flush=True)
             reported = now
-        if now - saved > 120 or done:
-            if not only_decoder:
-                config = normalised(vae, faces.measured)
-            save_state(out / "vae.state", {
-                "vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                "seconds": seconds, "config": asdict(config), "only_decoder": only_decoder})
-            save_part(out / "vae.safetensors", vae.state_dict(), config=asdict(config), step=step,
-                      familiar_error=familiar_error(vae, faces.familiar))
-            save_config(replace(Config.tiny(faces.size), vae=config), out)
+        if first and (now - saved > 120 or done):
+            config = save(args.out, vae, faces, optimizer=optimizer.state_dict(), step=step,
+                          seconds=seconds)
             saved = now
-    for name, values in (("mean", config.latent_mean), ("std", config.latent_std)):
-        print(f"latents' {name} {[round(v, 2) for v in values]}")
+    if first and args.steps > steps_then:
+        for name, values in (("mean", config.latent_mean), ("std", config.latent_std)):
+            print(f"latents' {name} {[round(v, 2) for v in values]}")
+    processes.leave()
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=number(float, 0.01, 1e5), default=22,
-                        help="training time in all")
+    parser.add_argument("--steps", type=number(int, 1, 10**9), default=3000,
+                        help=f"in all, of {BATCH} pictures")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
     parser.add_argument("--size", type=int, choices=(64, 128), default=64,
                         help="side of the pictures")
     parser.add_argument("--data", type=Path, metavar="DIR",
                         help="folder of videos to take frames from; without it, faces are drawn")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--decoder", type=Path, metavar="DIR", help="go on with this weights folder's "
-                     "autoencoder, of which only the decoder is trained")
-    how.add_argument("--resume", action="store_true", help="continue what --out holds")
+    parser.add_argument("--resume", action="store_true", help="continue what --out holds")
     args = parser.parse_args(argv)
+    processes = Processes.join()
     faces = FilmedFaces(args.data, args.size) if args.data else DrawnFaces(args.size)
+    make_folder(args.out)
     for name in ("wavlm.safetensors", "beats.safetensors") if args.data else ():
-        make_folder(args.out)
-        if not (args.out / name).exists():
+        if processes.rank == 0 and not (args.out / name).exists():
             with replacing(args.out / name) as temporary:
                 shutil.copyfile(WEIGHTS / name, temporary)
-    train(args.out, args.minutes, faces, args.resume, args.decoder)
+    train(args, faces, processes)
 
 
 if __name__ == "__main__":
