@@ -24,8 +24,7 @@ MARGIN = 120
 @dataclass
 class SpeechConfig:
     """Sizes of WavLM or wav2vec2, named as in `transformers`. The defaults are those of both base
-    models. Kernels and strides are fixed, at 50 features a second. wav2vec2 ignores the last two.
-    """
+    models. Kernels and strides are fixed: 50 features a second. wav2vec2 ignores the last two."""
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -105,7 +104,6 @@ class AudioConfig:
 
 
 # ---- BEATs ----
-
 # The filterbank is written by hand, because torchaudio's last release refuses to be imported beside
 # newer PyTorch. It is tested against torchaudio's numbers (fixture `beats`).
 
@@ -129,8 +127,7 @@ def fbank(wave: Tensor) -> Tensor:
     frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], -1)
     window = torch.hann_window(400, periodic=False, device=wave.device) ** 0.85  # "Povey"
     power = torch.fft.rfft(frames * window, n=512).abs() ** 2  # (B, n, 257)
-    bands = power @ _mel_triangles().to(wave.device)
-    return bands.clamp(min=torch.finfo(torch.float32).eps).log()
+    return (power @ _mel_triangles().to(wave.device)).clamp(min=1.1920929e-7).log()  # Kaldi's least
 
 
 class PositionalConv(nn.Module):
@@ -158,10 +155,8 @@ class GatedAttention(nn.Module):
     def __init__(self, channels: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q_proj = nn.Linear(channels, channels)
-        self.k_proj = nn.Linear(channels, channels)
-        self.v_proj = nn.Linear(channels, channels)
-        self.out_proj = nn.Linear(channels, channels)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            nn.Linear(channels, channels) for _ in range(4))
         self.grep_linear = nn.Linear(channels // heads, 8)
         self.grep_a = nn.Parameter(torch.ones(1, heads, 1, 1))
 
@@ -199,8 +194,8 @@ class BEATsEncoder(nn.Module):
         super().__init__()
         self.max_distance = config.max_distance
         width, heads = config.encoder_embed_dim, config.encoder_attention_heads
-        conv = PositionalConv(width, config.conv_pos, config.conv_pos_groups)
-        self.pos_conv = nn.ModuleList([conv])
+        self.pos_conv = nn.ModuleList(
+            [PositionalConv(width, config.conv_pos, config.conv_pos_groups)])
         self.layer_norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(BEATsLayer(config) for _ in range(config.encoder_layers))
         # All layers share one table of biases, which stands where the published file has it.
@@ -253,7 +248,6 @@ class BEATs(nn.Module):
 
 
 # ---- WavLM and wav2vec2 ----
-
 def build_speech(config: AudioConfig) -> nn.Module:
     """The model of `transformers` of the configured kind and size."""
     # Imported here, as it takes seconds: commands have said what they do by then.
@@ -273,7 +267,6 @@ def normalise(wave: Tensor) -> Tensor:
 
 
 # ---- From features to video frames ----
-
 def cut(wave: Tensor, start: int, stop: int) -> Tensor:
     """Samples start .. stop of audio (L,), with silence before its beginning and after its end."""
     inside = wave[max(start, 0) : stop]
@@ -287,9 +280,9 @@ def speech_view(wave: Tensor) -> Tensor:
     return wave[:, MARGIN - 40 : 40 - MARGIN]
 
 
-def nearest(count: int, wanted: int) -> Tensor:
-    """Which of `count` features each of `wanted` audio tokens takes in the released model."""
-    return torch.arange(wanted) * count // wanted
+def stretched(features: Tensor, n: int) -> Tensor:
+    """Released model: a list of features becomes 2 n audio tokens, (n, 2, C), by repeating some."""
+    return features[torch.arange(2 * n) * len(features) // (2 * n)].unflatten(0, (-1, 2))
 
 
 class AudioEncoder(nn.Module):
@@ -297,8 +290,7 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, config: AudioConfig):
         super().__init__()
-        self.config = config
-        self.speech = build_speech(config)
+        self.config, self.speech = config, build_speech(config)
         self.events = BEATs(config.beats)
         # The last recording encoded in one piece, and its audio tokens: windows take them in turn.
         self.whole: tuple[Tensor, Tensor] | None = None
@@ -311,14 +303,13 @@ class AudioEncoder(nn.Module):
     def encode(self, wave: Tensor, start: int, stop: int) -> Tensor:
         """Audio tokens of video frames start .. stop, also beyond the end of the recording (L,)."""
         given, wave = wave, wave.to(self.events.layer_norm.weight)
-        speech_wave = wave
         config, frames = self.config, torch.arange(start, stop)
-        if config.mapping == "released":
+        released = config.mapping == "released"
+        speech_wave = normalise(wave) if released and config.speech == "wav2vec2" else wave
+        if released:
             # Ours has silence beyond the end; the released model repeats the last frame instead of
             # padding with silence, which would change the features of the whole recording.
             frames = frames.clamp(max=frame_count(len(wave)) - 1)
-            if config.speech == "wav2vec2":
-                speech_wave = normalise(wave)
             if len(wave) <= config.max_whole_seconds * SAMPLE_RATE:
                 if self.whole is None or self.whole[0] is not given:
                     self.whole = given, self._piece(speech_wave, wave, 0, len(wave))
@@ -343,8 +334,7 @@ class AudioEncoder(nn.Module):
         else:
             audio = cut(wave, a - MARGIN, b + MARGIN)[None]
             speech, events = self.speech_aligned(audio)[0], self.events_aligned(audio)[0]
-        n = frame_count(b - a)
-        return torch.cat([speech[:n], events[:n]], -1)
+        return torch.cat([each[:frame_count(b - a)] for each in (speech, events)], -1)
 
     def speech_aligned(self, wave: Tensor) -> Tensor:
         """(B, n, 2, C) speech features of n frames, of audio (B, 640 n + 240) with its margins."""
@@ -357,19 +347,17 @@ class AudioEncoder(nn.Module):
         """(B, n, 2, C) BEATs features of the same; n is a multiple of 4."""
         # A time patch lasts 4 frames: all 8 of their audio tokens get the mean of its mel patches.
         patches = self.events(wave).unflatten(1, (-1, 8)).mean(2)  # (B, n / 4, C)
-        return patches.repeat_interleave(8, 1).unflatten(1, (-1, 2))  # (B, n, 2, C)
+        return patches.repeat_interleave(8, 1).unflatten(1, (-1, 2))
 
     def speech_released(self, wave: Tensor) -> Tensor:
         """(n, 2, C) speech features of audio (L,), which for wav2vec2 is already normalised."""
         n = frame_count(len(wave))
-        if self.config.speech == "wavlm":
-            n += n % 2
-        wave = cut(wave, 0, n * FRAME_SAMPLES)
-        features = self.speech(wave[None]).last_hidden_state[0]  # (2 n - 1, C)
-        # One feature is missing. WavLM's are stretched to 2 n: features lag one token behind; the
+        n += n % 2 if self.config.speech == "wavlm" else 0
+        features = self.speech(cut(wave, 0, n * FRAME_SAMPLES)[None]).last_hidden_state[0]
+        # One of 2 n features is missing. WavLM's are stretched: features lag one token behind, the
         # first is repeated. wav2vec2's are in step, and a zero is put behind the last.
         if self.config.speech == "wavlm":
-            return features[nearest(len(features), 2 * n)].unflatten(0, (-1, 2))
+            return stretched(features, n)
         return F.pad(features, (0, 0, 0, 1)).unflatten(0, (-1, 2))
 
     def events_released(self, wave: Tensor) -> Tensor:
@@ -379,4 +367,4 @@ class AudioEncoder(nn.Module):
         features = self.events(cut(wave, 0, n * FRAME_SAMPLES)[None])[0]  # (8 P, C)
         # The list is stretched to two a frame as if it ran along time: the 8 mel patches of one
         # instant go to 4 successive frames. The released weights were trained that way.
-        return features[nearest(len(features), 2 * n)].unflatten(0, (-1, 2))
+        return stretched(features, n)

@@ -180,14 +180,10 @@ class GEGLU(nn.Module):
         return F.gelu(gate).mul_(value)  # in place, for these are the network's widest tensors
 
 
-class FeedForward(nn.Module):
-    def __init__(self, dim: int):
-        super().__init__()
-        # Identity keeps the index of the original Dropout.
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+def feed_forward(dim: int) -> nn.Module:
+    # Identity keeps the index of the original Dropout.
+    layers = GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)
+    return nn.Sequential(OrderedDict(net=nn.Sequential(*layers)))
 
 
 class TransformerBlock(nn.Module):
@@ -198,14 +194,14 @@ class TransformerBlock(nn.Module):
         super().__init__()
         if temporal:
             self.norm_in = nn.LayerNorm(dim)
-            self.ff_in = FeedForward(dim)
+            self.ff_in = feed_forward(dim)
         self.temporal = temporal
         self.norm1 = nn.LayerNorm(dim)
         self.attn1 = Attention(dim, head_dim)
         self.norm2 = nn.LayerNorm(dim)
         self.attn2 = Attention(dim, head_dim, context_dim)
         self.norm3 = nn.LayerNorm(dim)
-        self.ff = FeedForward(dim)
+        self.ff = feed_forward(dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (B*s, n, C): a clip's s sequences of n, which are the pixels of each frame (s = T,

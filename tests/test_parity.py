@@ -513,14 +513,17 @@ def recorded(modules: dict[str, torch.nn.Module]) -> dict[str, torch.Tensor]:
 
 def check_index(fx, counts: dict, features: str) -> None:
     """`map.T*`, `out.index`: which feature becomes which of two tokens a frame."""
+    def taken(count: int, n: int) -> torch.Tensor:
+        return audio.stretched(torch.arange(count)[:, None], n).flatten()
+
     for frames, count in counts.items():
         assert count["samples"] == int(frames) * audio.FRAME_SAMPLES and count["wanted"] == 2 * int(
             frames
         )
         if f"map.T{frames}" in fx.tensors:
-            fx.close(f"map.T{frames}", audio.nearest(count[features], count["wanted"]), 0)
+            fx.close(f"map.T{frames}", taken(count[features], int(frames)), 0)
     shapes = fx.config["shapes"]
-    fx.close("out.index", audio.nearest(shapes[features], 2 * shapes["T"]), 0)
+    fx.close("out.index", taken(shapes[features], shapes["T"]), 0)
 
 
 @torch.no_grad()
