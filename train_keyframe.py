@@ -69,9 +69,13 @@ def main(argv: list[str] | None = None) -> None:
 
         # The loss and its gradient; with --accumulate for parts of the batch, one after the other.
         optimizer.zero_grad(set_to_none=True)
-        latent, pixel = scaling.passes(
-            parallel, args.accumulate, model.vae, batch.latents, batch.identity,
-            batch.audio_tokens, batch.emotion, draws, pixels, frame, spatial_only)
+        latent = pixel = 0.0
+        for part in scaling.parts(args.accumulate, batch.latents, batch.identity,
+                                  batch.audio_tokens, batch.emotion, draws, pixels):
+            losses = parallel(model.vae, *part, frame, spatial_only)
+            (sum(losses) / args.accumulate).backward()
+            latent += losses[0].detach() / args.accumulate
+            pixel += losses[1].detach() / args.accumulate
         norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
         if run.sound(latent + pixel, norm):
             optimizer.step()

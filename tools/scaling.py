@@ -4,7 +4,7 @@ published weights, and how a large network fits into memory."""
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -145,19 +145,13 @@ def prepared(stage: Stage, vae: VAE, args: argparse.Namespace, usual_lr: float) 
     return fitted(stage, vae, args.bf16)
 
 
-def passes(parallel: nn.Module, parts: int, vae: VAE, *batch) -> tuple[Tensor, Tensor]:
-    """Forward and backward of a batch, in `parts` of its rows one after the other, so that memory
-    is taken for one part alone: the latent loss and the pixel loss, means over the parts."""
-    sums = []
-    for i in range(parts):
-        rows = slice(i, None, parts)  # as processes share a batch: each pixel stays by its clip
-        part = [value[rows] if isinstance(value, Tensor) else
-                value.rows(rows) if hasattr(value, "rows") else value for value in batch]
-        losses = parallel(vae, *part)
-        (sum(losses) / parts).backward()
-        sums.append(torch.stack(losses).detach() / parts)
-    latent, pixel = sum(sums)
-    return latent, pixel
+def parts(count: int, *batch: object) -> Iterator[list]:
+    """A batch in `count` parts of its rows: tensors and what has `rows` are cut, as processes share
+    them, and each pixel stays by its clip; None stays as it is."""
+    for i in range(count):
+        rows = slice(i, None, count)
+        yield [value[rows] if isinstance(value, Tensor) else value and value.rows(rows)
+               for value in batch]
 
 
 def fitted(stage: Stage, vae: VAE, bf16: bool) -> Stage:
