@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from audio import AudioConfig, AudioEncoder
 from tools import cli
 from tools.checkpoint import load_state
 from tools.media import FPS, FRAME_SAMPLES, write_video
@@ -179,6 +180,26 @@ def test_a_training_of_the_autoencoder_that_was_stopped_ends_as_one_that_was_not
     parts = trained("parts", resume=True)
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
     assert not torch.equal(half["decoder.conv_in.weight"], whole["decoder.conv_in.weight"])
+
+
+def test_a_training_of_an_encoder_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_encoders, "BATCH_FRAMES", train_encoders.SHORT)
+
+    def trained(folder: str, signals: list[int], resume: bool = False) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        args = Namespace(steps=2, clips=2, out=tmp_path / folder, resume=resume)
+        args.out.mkdir(exist_ok=True)
+        encoder, one = AudioEncoder(AudioConfig.tiny()), Processes(0, 1, torch.device("cpu"))
+        monkeypatch.setattr(one, "agree", lambda values: values if resume or not signals else [1.0])
+        train_encoders.train("beats", encoder, args, one, [])
+        return load_state(args.out / "beats.state")
+
+    whole = trained("whole", [])
+    half = trained("parts", [15])
+    parts = trained("parts", [15], resume=True)
+    assert (half["step"], parts["step"]) == (1, 2)
+    assert all(torch.equal(parts["objective"][name], value)
+               for name, value in whole["objective"].items())
 
 
 def test_the_autoencoder_learns_from_videos(tmp_path, capsys):

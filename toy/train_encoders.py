@@ -1,18 +1,22 @@
 """Trains the tiny WavLM and BEATs on toy sound with labels: `python -m toy.train_encoders`.
 
-The paper's encoders come pretrained and frozen; these stand in for them, after 40 minutes on one
+The paper's encoders come pretrained and frozen; these stand in for them, after 80 minutes on one
 core. WavLM learns what is said: the phoneme at each 20 ms token and at its neighbours, and the lips
 that go with it, so that a single token tells a mouth that is co-articulated. BEATs learns the kind
 of sound event and the gesture that goes with it. Both hear chunks cut as `AudioEncoder` cuts them.
-Writes `wavlm.safetensors` and `beats.safetensors` (fp16), and prints what they know of
-voices, sentences and vocalisations that they have never heard.
+Writes `wavlm.safetensors` and `beats.safetensors` (fp16; beside them `wavlm.state` and
+`beats.state` for --resume), and prints what they know of voices, sentences and vocalisations that
+they have never heard. Several processes share each batch, as in the other trainings:
+`torchrun --nproc_per_node 2 -m toy.train_encoders`.
 """
 
 import math
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +25,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio import MARGIN, AudioConfig, AudioEncoder, cut, fbank, speech_view
-from tools.checkpoint import load_part, save_part
-from tools.cli import Parser, make_folder, number, run
+from tools.checkpoint import code_version, load_part, load_state, save_part, save_state
+from tools.cli import InputError, Parser, make_folder, number, remember_signals, run
 from tools.media import FRAME_SAMPLES, SAMPLE_RATE
+from tools.processes import Processes
 from toy.faces import STATE
 from toy.voices import PHONEMES, VISEME_CLASSES
 from toy.world import EVENTS, Clip, kind_of, make_clip
 
-LR, EAR_LR, AGAIN_LR, WARM_UP = 4e-3, 8e-3, 2.5e-3, 60
-MINUTES, EAR_MINUTES = {"wavlm": 25, "beats": 12}, 1
+LR, EAR_LR, WARM_UP = 4e-3, 8e-3, 60
+STEPS, EAR_STEPS = {"wavlm": 18000, "beats": 4000}, 300
 BATCH_FRAMES = 960  # four whole chunks; at first short ones, whose attention is cheaper
-SHORT, SHORT_PART = 60, .75  # frames; share of the time
+SHORT, SHORT_PART = 60, .85  # frames; share of the steps
 OFFSETS = (-4, -2, 0, 2, 4)  # of the phonemes that a token is to know, in tokens of 20 ms
 LIPS = [STATE.index(name) for name in ("jaw", "width", "rounding", "bite", "tongue")]
 SHUT = .05  # of the jaw: closed lips
@@ -124,43 +129,71 @@ class EventHead(nn.Module):
         return events + .5 * squared_error(self.gesture(features.mean(2)), state, GESTURE, heard)
 
 
-def fit(name: str, encode: Callable[[Tensor], Tensor], head: nn.Module, encoder: nn.Module,
-        clips: list[Clip], chunk: int, minutes: float, lr: float) -> int:
-    """Trains `encoder`, whose features `encode` gives for a batch of chunks, and `head`.
+@cache
+def clip_of(seed: int) -> Clip:
+    """A clip to learn from, made when it is first asked for."""
+    clip = make_clip(seed, "train", 10, kind_of(seed))
+    clip.wave = clip.wave.astype(np.float16)  # half the memory
+    return clip
 
-    Returns the steps done. Minutes are of processor time, so that the result does not depend on
-    what else runs.
-    """
-    rng = np.random.default_rng(0)
-    encoder.requires_grad_(True)
-    parameters = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=.01)
-    start = reported = time.process_time()
-    step, seconds, running = 0, 0.0, 0.0
-    while seconds < 60 * minutes:
-        decay = math.cos(seconds / (60 * minutes) * math.pi / 2) ** 2
+
+class Objective(nn.Module):
+    """An encoder and the head that it is trained with, as one module that processes can share."""
+
+    def __init__(self, encoder: nn.Module, encode: Callable[[Tensor], Tensor], head: nn.Module):
+        super().__init__()
+        self.encoder, self.head, self.encode = encoder, head, encode
+
+    def forward(self, sound: Tensor, *labels: Tensor) -> Tensor:
+        """The loss of a batch of chunks, whose features `encode` gives."""
+        return self.head.loss(self.encode(sound), sound, *labels)
+
+
+def fit(name: str, objective: Objective, args: Namespace, chunk: int, steps: int, lr: float,
+        processes: Processes, signals: list[int], save: Callable[[dict], None],
+        state: dict | None = None) -> None:
+    """Trains an encoder and its head for `steps`, or goes on from a `state`; now and then, and at
+    the end, `save` gets one. Ends early when there is one of the `signals`."""
+    objective.to(processes.device)
+    objective.encoder.requires_grad_(True)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=lr, weight_decay=.01)
+    if state:
+        objective.load_state_dict(state["objective"])
+        optimizer.load_state_dict(state["optimizer"])
+    parallel = processes.parallel(objective, some_unused=True)
+    step = first = state["step"] if state else 0
+    start = reported = saved = time.monotonic()
+    running, stopped = 0.0, bool(signals)
+    while step < steps and not stopped:
+        decay = math.cos(step / steps * math.pi / 2) ** 2
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / WARM_UP) * (.01 + .99 * decay)
-        n = SHORT if seconds < SHORT_PART * 60 * minutes else chunk
-        picked = (clips[i] for i in rng.integers(len(clips), size=BATCH_FRAMES // n))
-        chunks = [chunk_of(clip, rng, n) for clip in picked]
-        batch = [torch.stack(x) for x in zip(*chunks, strict=True)]
-        loss = head.loss(encode(batch[0]), *batch)
+        n = SHORT if step < SHORT_PART * steps else chunk
+        # The batch follows from the number of the step, whatever the number of processes.
+        picked = np.random.default_rng(step).integers(args.clips, size=BATCH_FRAMES // n)
+        picked = picked[processes.rows(len(picked))]
+        chunks = [chunk_of(clip_of(seed), np.random.default_rng([step, seed]), n)
+                  for seed in picked.tolist()]
+        batch = [torch.stack(x).to(processes.device) for x in zip(*chunks, strict=True)]
+        loss = parallel(*batch)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         optimizer.step()
         step += 1
-        running += (loss.item() - running) * max(.02, 1 / step)
-        now = time.process_time()
-        seconds = now - start
-        if now - reported > 20 or seconds >= 60 * minutes:
-            print(f"{name}  {seconds / 60:5.1f} min  step {step}  loss {running:.3f}  "
-                  f"{step / seconds:.2f} steps/s",
-                  flush=True)
+        running += (loss.item() - running) * max(.02, 1 / (step - first))
+        [stopped] = processes.agree([float(bool(signals))])
+        now, done = time.monotonic(), step == steps or stopped
+        if processes.rank == 0 and (now - reported > 30 or done):
+            print(f"{name}  {(now - start) / 60:5.1f} min  step {step}  loss {running:.3f}  "
+                  f"{(step - first) / (now - start):.2f} steps/s", flush=True)
             reported = now
-    encoder.requires_grad_(False)
-    return step
+        if processes.rank == 0 and (now - saved > 120 or done):
+            save({"objective": objective.state_dict(), "optimizer": optimizer.state_dict(),
+                  "step": step})
+            saved = now
+    objective.encoder.requires_grad_(False)
+    objective.cpu()
 
 
 def correlation(a: Tensor, b: Tensor) -> float:
@@ -213,58 +246,68 @@ def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Cli
     return figures
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=number(float, 0.01, 1e5),
-                        help="core minutes of training (default: 25 for WavLM, 12 for BEATs)")
-    parser.add_argument("--clips", type=number(int, 80, 10**6), default=3600,
-                        help="clips of 10 s to train on, 0.05 s each to make")
-    parser.add_argument("--seed", type=number(int, 0, 10**9), default=0,
-                        help="of the first clip; the next has the next")
-    parser.add_argument("--part", choices=("wavlm", "beats"), help="train only this one")
-    parser.add_argument("--init", type=Path, help="folder of encoders to go on from")
-    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
-    args = parser.parse_args(argv)
-    torch.manual_seed(args.seed)
-    make_folder(args.out)
-    config = AudioConfig.tiny()
-    encoder = AudioEncoder(config)
+def train(name: str, encoder: AudioEncoder, args: Namespace, processes: Processes,
+          signals: list[int]) -> nn.Module:
+    """Trains "wavlm" or "beats" of the encoder, or goes on with what args.out holds, and writes it
+    there. Returns its head."""
+    config = encoder.config
+    part, encode, head, sizes = {
+        "wavlm": (encoder.speech, encoder.speech_aligned, PhonemeHead, config.wavlm),
+        "beats": (encoder.events, encoder.events_aligned, EventHead, config.beats)}[name]
+    path, steps, chunk = args.out / f"{name}.state", args.steps or STEPS[name], config.chunk_frames
+    objective, state = Objective(part, encode, head(config.width // 2)), None
 
-    clips = []
-    for seed in range(args.seed, args.seed + args.clips):
-        clips.append(make_clip(seed, "train", 10, kind_of(seed)))
-        clips[-1].wave = clips[-1].wave.astype(np.float16)  # half the memory
-    print(f"{args.clips} clips in {time.process_time():.0f} s", flush=True)
+    def save(state: dict) -> None:
+        save_part(path.with_suffix(".safetensors"), part.state_dict(), config=asdict(sizes),
+                  step=state["step"], clips=args.clips, version=code_version())
+        save_state(path, state)
 
     def hear(sound: Tensor) -> Tensor:
         return encoder.speech.feature_extractor(speech_view(sound)).mT  # (B, 2 n, C)
 
-    heads = {}
-    parts = {"wavlm": (encoder.speech, encoder.speech_aligned, PhonemeHead, config.wavlm),
-             "beats": (encoder.events, encoder.events_aligned, EventHead, config.beats)}
-    for name, (part, encode, head_class, sizes) in parts.items():
-        path = args.out / f"{name}.safetensors"
-        if args.part in (None, name):
-            if args.init:
-                load_part(args.init / f"{name}.safetensors", part)
-            elif name == "wavlm":
-                fit("ears", hear, SpectrumHead(sizes.conv_dim[-1]), part.feature_extractor, clips,
-                    config.chunk_frames, EAR_MINUTES, EAR_LR)
-            heads[name] = head_class(encoder.config.width // 2)
-            minutes = args.minutes or MINUTES[name]
-            step = fit(name, encode, heads[name], part, clips, config.chunk_frames, minutes,
-                       AGAIN_LR if args.init else LR)
-            save_part(path, part.state_dict(), config=asdict(sizes), step=step, minutes=minutes,
-                      clips=args.clips)
-        if path.exists():
-            load_part(path, part)  # judged as it is kept, rounded to fp16
+    if args.resume and path.exists():
+        state = load_state(path)
+        try:
+            objective.load_state_dict(state["objective"])
+        except (KeyError, RuntimeError):
+            raise InputError(f"--resume: {path} is of another network") from None
+    elif name == "wavlm":
+        ears = Objective(part.feature_extractor, hear, SpectrumHead(sizes.conv_dim[-1]))
+        fit("ears", ears, args, chunk, min(steps, EAR_STEPS), EAR_LR, processes, signals,
+            lambda _: None)
+    fit(name, objective, args, chunk, steps, LR, processes, signals, save, state)
+    return objective.head
 
-    unheard = [make_clip(seed, "test", 20, kind_of(seed)) for seed in range(30)]
-    start = time.process_time()
-    for name, value in evaluate(encoder, heads, clips[:80], unheard).items():
-        print(f"{name:32} {value:.3f}")
-    seconds = sum(len(clip.wave) for clip in clips[:80] + unheard) / SAMPLE_RATE
-    print(f"seconds of sound heard a second  {seconds / (time.process_time() - start):.0f}")
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=number(int, 1, 10**9), help="of training (default: "
+                        + ", ".join(f"{steps} for {name}" for name, steps in STEPS.items()) + ")")
+    parser.add_argument("--clips", type=number(int, 80, 10**6), default=6000,
+                        help="clips of 10 s to train on")
+    parser.add_argument("--part", choices=tuple(STEPS), help="train only this one")
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
+    parser.add_argument("--resume", action="store_true", help="continue what --out holds")
+    args = parser.parse_args(argv)
+    make_folder(args.out)
+    processes, signals = Processes.join(), remember_signals()
+    torch.manual_seed(0)
+    encoder = AudioEncoder(AudioConfig.tiny())
+    heads = {name: train(name, encoder, args, processes, signals)
+             for name in STEPS if args.part in (None, name)}
+    if processes.rank == 0 and not signals:
+        for name, part in (("wavlm", encoder.speech), ("beats", encoder.events)):
+            path = args.out / f"{name}.safetensors"
+            if path.exists():
+                load_part(path, part)  # judged as it is kept, rounded to fp16
+        unheard = [make_clip(seed, "test", 20, kind_of(seed)) for seed in range(30)]
+        start = time.process_time()
+        heard = [make_clip(seed, "train", 10, kind_of(seed)) for seed in range(80)]
+        for name, value in evaluate(encoder, heads, heard, unheard).items():
+            print(f"{name:32} {value:.3f}")
+        seconds = sum(len(clip.wave) for clip in heard + unheard) / SAMPLE_RATE
+        print(f"seconds of sound heard a second  {seconds / (time.process_time() - start):.0f}")
+    processes.leave()
 
 
 if __name__ == "__main__":
