@@ -12,7 +12,7 @@ from tools import cli
 from tools.checkpoint import load_state
 from tools.media import FPS, FRAME_SAMPLES, write_video
 from tools.processes import Processes
-from toy import example, faces, train_encoders, train_vae, voices, world
+from toy import example, faces, recipe, train_encoders, train_vae, voices, world
 from toy.refit import fit
 from toy.vocalisations import KINDS
 from toy.world import EVENTS, STATE, make_clip, portrait
@@ -200,6 +200,33 @@ def test_a_training_of_an_encoder_that_was_stopped_ends_as_one_that_was_not(tmp_
     assert (half["step"], parts["step"]) == (1, 2)
     assert all(torch.equal(parts["objective"][name], value)
                for name, value in whole["objective"].items())
+
+
+def test_a_recipe_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    """The second phase fails once, after it has kept its state: only what is left is done again."""
+    script = """
+import sys, pathlib, safetensors
+words = sys.argv[1:]
+out, steps = (pathlib.Path(words[words.index(name) + 1]) for name in ("--out", "--steps"))
+name = words[0]
+with open(out / "said", "a") as file:
+    file.write(" ".join([name, str(steps), *(["resumed"] if "--resume" in words else [])]) + "\\n")
+first = not (out / f"{name}.state").exists()
+(out / f"{name}.state").touch()
+safetensors.serialize_file({}, out / f"{name}.safetensors", {"figures": '{"dB": 31.25}'})
+sys.exit(5 if name == "b" and first else 0)
+"""
+    phases = tuple(recipe.Phase(name, ("-c", script, name), 100, 1, name) for name in "ab")
+    monkeypatch.setattr(recipe, "PHASES", phases)
+    monkeypatch.setattr(recipe, "HOURS", 2)
+    words = ["--out", str(tmp_path), "--hours", "1"]
+    with pytest.raises(cli.InputError, match="b ended with exit status 5"):
+        recipe.main(words)
+    recipe.main(words)
+    recipe.main(words)
+    assert (tmp_path / "said").read_text().splitlines() == ["a 50", "b 50", "b 50 resumed"]
+    text = (tmp_path / "README.md").read_text()
+    assert "| a | 50 |" in text and "dB 31.25" in text
 
 
 def test_the_autoencoder_learns_from_videos(tmp_path, capsys):

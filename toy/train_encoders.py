@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from audio import MARGIN, AudioConfig, AudioEncoder, cut, fbank, speech_view
 from tools.checkpoint import code_version, load_part, load_state, save_part, save_state
 from tools.cli import InputError, Parser, make_folder, number, remember_signals, run
-from tools.media import FRAME_SAMPLES, SAMPLE_RATE
+from tools.media import FRAME_SAMPLES
 from tools.processes import Processes
 from toy.faces import STATE
 from toy.voices import PHONEMES, VISEME_CLASSES
@@ -246,6 +246,13 @@ def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Cli
     return figures
 
 
+def save_weights(name: str, encoder: AudioEncoder, args: Namespace, **about: object) -> None:
+    part, sizes = {"wavlm": (encoder.speech, encoder.config.wavlm),
+                   "beats": (encoder.events, encoder.config.beats)}[name]
+    save_part(args.out / f"{name}.safetensors", part.state_dict(), config=asdict(sizes),
+              clips=args.clips, version=code_version(), **about)
+
+
 def train(name: str, encoder: AudioEncoder, args: Namespace, processes: Processes,
           signals: list[int]) -> nn.Module:
     """Trains "wavlm" or "beats" of the encoder, or goes on with what args.out holds, and writes it
@@ -254,12 +261,12 @@ def train(name: str, encoder: AudioEncoder, args: Namespace, processes: Processe
     part, encode, head, sizes = {
         "wavlm": (encoder.speech, encoder.speech_aligned, PhonemeHead, config.wavlm),
         "beats": (encoder.events, encoder.events_aligned, EventHead, config.beats)}[name]
-    path, steps, chunk = args.out / f"{name}.state", args.steps or STEPS[name], config.chunk_frames
+    path, chunk = args.out / f"{name}.state", config.chunk_frames
+    steps = args.steps or STEPS[name]
     objective, state = Objective(part, encode, head(config.width // 2)), None
 
     def save(state: dict) -> None:
-        save_part(path.with_suffix(".safetensors"), part.state_dict(), config=asdict(sizes),
-                  step=state["step"], clips=args.clips, version=code_version())
+        save_weights(name, encoder, args, step=state["step"])
         save_state(path, state)
 
     def hear(sound: Tensor) -> Tensor:
@@ -300,13 +307,13 @@ def main(argv: list[str] | None = None) -> None:
             path = args.out / f"{name}.safetensors"
             if path.exists():
                 load_part(path, part)  # judged as it is kept, rounded to fp16
-        unheard = [make_clip(seed, "test", 20, kind_of(seed)) for seed in range(30)]
-        start = time.process_time()
         heard = [make_clip(seed, "train", 10, kind_of(seed)) for seed in range(80)]
-        for name, value in evaluate(encoder, heads, heard, unheard).items():
+        unheard = [make_clip(seed, "test", 20, kind_of(seed)) for seed in range(30)]
+        figures = evaluate(encoder, heads, heard, unheard)
+        for name, value in figures.items():
             print(f"{name:32} {value:.3f}")
-        seconds = sum(len(clip.wave) for clip in heard + unheard) / SAMPLE_RATE
-        print(f"seconds of sound heard a second  {seconds / (time.process_time() - start):.0f}")
+        for name in heads:
+            save_weights(name, encoder, args, step=args.steps or STEPS[name], figures=figures)
     processes.leave()
 
 

@@ -195,8 +195,10 @@ def familiar_error(vae: VAE, images: Tensor) -> float:
 def save(out: Path, vae: VAE, faces: DrawnFaces | FilmedFaces, **state: object) -> VAEConfig:
     """Writes the weights, with their latents' statistics, and `vae.state`. Returns the config."""
     config = normalised(vae, faces.measured)
+    figures = dict(zip(("dB", "mouth dB", "eyes dB"), evaluate(vae, faces.held_out)))
     save_part(out / "vae.safetensors", vae.state_dict(), config=asdict(config), step=state["step"],
-              familiar_error=familiar_error(vae, faces.familiar), version=code_version())
+              familiar_error=familiar_error(vae, faces.familiar), figures=figures,
+              version=code_version())
     save_config(replace(Config.tiny(faces.size), vae=config), out)
     save_state(out / "vae.state", {"vae": vae.state_dict(), **state})
     return config

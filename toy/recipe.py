@@ -1,0 +1,173 @@
+"""Makes the drawn world's weights from nothing, in one command: `python -m toy.recipe --out DIR`.
+
+A recipe is a list of phases: autoencoder, audio encoders, judges, keyframes, interpolation, and at
+the end the evaluation. Each phase is a command of this project that anybody can give by hand, for a
+number of steps that follows from --hours. What is finished is written to DIR/recipe.json, so the
+same command goes on after any interruption, in the middle of a phase too. A finished phase needs
+only the weights folder that it leaves: it can be carried to another machine and continued there.
+The last lines of output are the weights' card, DIR/README.md.
+"""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tools.checkpoint import code_version, load_metadata, read_json, save_text
+from tools.cli import HERE, InputError, Parser, make_folder, number, remember_signals, run
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the recipe. `words` are its command after "python", without --steps and --out, and
+    with DIR for the weights folder; `hours` are the core hours that it took for the shipped weights, `steps` those of that time."""
+
+    name: str
+    words: tuple[str, ...]
+    steps: int
+    hours: float
+    part: str  # the file of weights that it writes, and the name of its state for --resume
+
+
+AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 4000, 2.6, "vae")
+WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 18000, 1.1, "wavlm")
+BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 4000, .3, "beats")
+PHASES = (AUTOENCODER, WAVLM, BEATS)
+HOURS = sum(phase.hours for phase in PHASES)
+
+
+# ---- what was done so far: DIR/recipe.json --------------------------------------------------------
+
+
+def load_record(out: Path) -> dict:
+    """{phase: {"steps", "core_hours", "hours", "processes", "done", "version", "machine"}}."""
+    path = out / "recipe.json"
+    record = read_json(path) if path.exists() else {}
+    if not isinstance(record, dict) or not all(isinstance(each, dict) for each in record.values()):
+        raise InputError(f"{path}: not a record of this program; remove it to begin anew")
+    return record
+
+
+def save_record(out: Path, record: dict) -> None:
+    save_text(out / "recipe.json", json.dumps(record, indent=1) + "\n")
+
+
+def machine() -> str:
+    """What computes, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or 'a CPU'}"
+
+
+# ---- a phase --------------------------------------------------------------------------------------
+
+
+def command(phase: Phase, args: Namespace, begun: bool) -> list[str]:
+    """The command of a phase, which goes on if it was `begun` and has kept its state."""
+    launcher = [sys.executable]
+    if args.processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+                     str(args.processes)]
+    words = [word.replace("DIR", str(args.out)) for word in phase.words]
+    if begun and (args.out / f"{phase.part}.state").exists():
+        words = [*phase.words[:2], "--resume"] if "--init" in words else [*words, "--resume"]
+    steps = max(1, round(phase.steps * args.hours / HOURS))
+    return [*launcher, *words, "--steps", str(steps), "--out", str(args.out)]
+
+
+def wait(child: subprocess.Popen, signals: list[int]) -> int:
+    """The exit status of a command, to which a signal is handed on, so that it saves first."""
+    told = False
+    while child.poll() is None:
+        if signals and not told:
+            child.terminate()
+            told = True
+        time.sleep(.2)
+    return child.returncode
+
+
+def work(phase: Phase, args: Namespace, record: dict, signals: list[int]) -> bool:
+    """Runs a phase, or what is left of it, and keeps account of its time. Returns whether it is
+    done. Raises InputError if the command failed by itself."""
+    begun = phase.name in record
+    words = command(phase, args, begun)
+    entry = record.setdefault(phase.name, {"core_hours": 0.0, "hours": 0.0})
+    entry |= {"done": False, "steps": int(words[words.index("--steps") + 1]),
+              "processes": args.processes, "version": code_version(), "machine": machine()}
+    if not begun:  # an earlier phase of the same part leaves its state, which is not this one's
+        for left in args.out.glob(f"{phase.part}.state*"):
+            left.unlink()
+    save_record(args.out, record)
+    print(f"\n== {phase.name}: {' '.join(words[1:])}", flush=True)
+    threads = str(max(1, (os.cpu_count() or 1) // args.processes))
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    status = wait(subprocess.Popen(words, cwd=HERE, env={"OMP_NUM_THREADS": threads, **os.environ}),
+                  signals)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    entry["core_hours"] = round(entry["core_hours"] + seconds / 3600, 3)
+    entry["hours"] = round(entry["hours"] + (time.monotonic() - start) / 3600, 3)
+    entry["done"] = status == 0
+    save_record(args.out, record)
+    if status and not signals:
+        raise InputError(f"{phase.name} ended with exit status {status}; what it said is above, and "
+                         "the same command goes on from here")
+    return entry["done"]
+
+
+# ---- the card -------------------------------------------------------------------------------------
+
+
+def card(out: Path, record: dict) -> str:
+    """The text of DIR/README.md: what was done, in how long, and where its figures stand."""
+    lines = ["# Weights of the drawn world", "",
+             ("Made by `python -m toy.recipe` from nothing: from drawings and synthetic voices that "
+             "follow from seeds. No photograph, no recorded voice and no pretrained weight went "
+             "into them."), "",
+             "| phase | steps | core hours | hours | processes | code | figures at its end |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
+    for phase in PHASES:
+        if entry := record.get(phase.name):
+            figures = load_metadata(out / f"{phase.part}.safetensors").get("figures", "{}")
+            said = ", ".join(f"{name} {value:.4g}" for name, value in json.loads(figures).items())
+            lines.append(f"| {phase.name} | {entry['steps']} | {entry['core_hours']:.2f} | "
+                         f"{entry['hours']:.2f} | {entry['processes']} | {entry['version']} | "
+                         f"{said} |")
+    total = sum(entry["core_hours"] for entry in record.values())
+    machines = sorted({entry["machine"] for entry in record.values()})
+    lines += ["", f"In all {total:.1f} core hours, on {' and '.join(machines)}."]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m toy.recipe", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
+    parser.add_argument("--hours", type=number(float, .01, 10**4), default=HOURS, help="core hours "
+                        "of a machine like that of the shipped weights; default: what they took")
+    parser.add_argument("--processes", type=number(int, 1, 4), default=1,
+                        help="that share each batch, one a core or GPU: 1, 2 or 4")
+    args = parser.parse_args(argv)
+    args.out = args.out.resolve()
+    make_folder(args.out)
+    record, signals = load_record(args.out), remember_signals()
+    for phase in PHASES:
+        if not record.get(phase.name, {}).get("done") and not work(phase, args, record, signals):
+            return
+    text = card(args.out, record)
+    save_text(args.out / "README.md", text)
+    print(f"\n{text}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
