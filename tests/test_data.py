@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import subprocess
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -207,6 +209,43 @@ def test_the_square_of_a_video(tmp_path):
     (tmp_path / "1.crop.csv").write_text("left,top,side\n36,10,40\n")
     with pytest.raises(InputError, match="the square 36,10,40 reaches out of the picture"):
         list(source.pieces(1))
+
+
+def test_odd_videos_are_read_as_they_are_shown_and_heard(tmp_path):
+    """Turned by a flag, with frames of unequal length, with 5.1 sound whose voice is in the centre,
+    and with a tail that is cut off."""
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[:32] = 255  # white above
+    times = np.arange(40 * 640) / 16000
+    beep = (np.sin(2 * np.pi * 440 * times) * (times > 0.8) / 2).astype(np.float32)
+    write_video(tmp_path / "plain.mp4", [picture] * 20 + [255 - picture] * 20, beep, 64)
+
+    def made(name: str, *options: str, before: tuple = ()) -> None:
+        words = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *before, "-i",
+                 str(tmp_path / "plain.mp4"), *options, str(tmp_path / name)]
+        subprocess.run(words, check=True)
+
+    made("turned.mp4", "-c", "copy", before=("-display_rotation", "90"))
+    made("uneven.mp4", "-vf", "select='eq(mod(n,4),1)+eq(n,0)+eq(n,39)'", "-fps_mode", "vfr")
+    made("surround.mkv", "-c:v", "copy", "-af", "pan=5.1|FC=c0", "-c:a", "aac")
+    made("cut.mkv", "-c:v", "libx264", "-g", "5", "-c:a", "copy")
+    whole = (tmp_path / "cut.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[:len(whole) * 3 // 4])
+
+    source = prepare.Videos(tmp_path, 32)
+    pieces = {source.name(i): next(iter(source.pieces(i))) for i in range(len(source))}
+    plain = pieces.pop("plain.mp4")
+    turned = pieces.pop("turned.mp4").pictures[0]
+    assert turned[:, :14].mean() > 240 and turned[:, 18:].mean() < 15  # white on the left
+    assert 15 < len(pieces["cut.mkv"].pictures) < 40
+    assert len(pieces["uneven.mp4"].pictures) == len(pieces["surround.mkv"].pictures) == 40
+    for name, piece in pieces.items():
+        above = piece.pictures[:, :14].mean((1, 2, 3))
+        changed = int((above < 128).argmax())  # the frame that is the other way up
+        assert changed == (21 if name == "uneven.mp4" else 20), name
+        n = min(len(piece.wave), 38 * 640)
+        heard = np.sqrt((piece.wave[14000:n] ** 2).mean() / (plain.wave[14000:n] ** 2).mean())
+        assert 0.7 < heard < 1.5 and np.abs(piece.wave[:11000]).max() < 0.02, name
 
 
 def test_long_videos_become_several_clips(frozen, tmp_path, monkeypatch):
