@@ -8,7 +8,7 @@ levels sigma are (B,), in the sampler scalars. D is the denoiser and F the netwo
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -78,13 +78,18 @@ def pixel_loss(images: Tensor, originals: Tensor, sigma: Tensor) -> Tensor:
     return (loss_weight(sigma) * ((images - originals) ** 2).mean(dim=(1, 2, 3))).mean()
 
 
-def guide_keyframes(denoised: Tensor, id_guidance: float, audio_guidance: float) -> Tensor:
-    """D_0 + w_id (D_id - D_0) + w_aud (D_id,aud - D_id): (3B, T, C, h, w) -> (B, T, C, h, w)."""
-    # The three evaluations, stacked along the batch, are told neither condition, the identity, and
-    # the identity and the audio. The emotion stays in all three and is never dropped, so guidance
-    # neither strengthens nor weakens it.
-    neither, identity, both = denoised.chunk(3)
-    return neither + id_guidance * (identity - neither) + audio_guidance * (both - identity)
+def keyframe_weights(id_guidance: float, audio_guidance: float) -> tuple[float, float, float]:
+    """Guidance of keyframes, D_0 + w_id (D_id - D_0) + w_aud (D_id,aud - D_id), as a weighted sum
+    of three evaluations: the weights of D_0, D_id and D_id,aud, whose sum is 1."""
+    # They are told neither condition, the identity, and the identity and the audio. The emotion
+    # stays in all three and is never dropped, so guidance neither strengthens nor weakens it.
+    return 1 - id_guidance, id_guidance - audio_guidance, audio_guidance
+
+
+def guide_keyframes(denoised: Tensor, weights: Sequence[float]) -> Tensor:
+    """The weighted sum of evaluations stacked along the batch: (k B, T, C, h, w), k weights ->
+    (B, T, C, h, w)."""
+    return sum(weight * part for weight, part in zip(weights, denoised.chunk(len(weights))))
 
 
 def autoguide(bad: Tensor, good: Tensor, weight: float) -> Tensor:

@@ -270,17 +270,20 @@ def guidance_parts(known: Conditions, nothing: Conditions | None = None) -> list
 def guided_keyframes(denoise: Callable, known: Conditions, id_guidance: float,
                      audio_guidance: float, batched: bool = True
                      ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A denoiser (x, sigma) -> D with guidance by identity and audio: three evaluations, as one
-    batch, or (not `batched`) one after the other, in less memory."""
-    parts = guidance_parts(known)
+    """A denoiser (x, sigma) -> D with guidance by identity and audio: up to three evaluations, as
+    one batch, or (not `batched`) one after the other, in less memory."""
+    # What has no weight is not computed: with both weights 1 the third evaluation is all there is.
+    weights = diffusion.keyframe_weights(id_guidance, audio_guidance)
+    parts = [part for part, weight in zip(guidance_parts(known), weights) if weight]
+    weights, k = [weight for weight in weights if weight], len(parts)
     stacked = Conditions.stack(parts)
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         if batched:
-            out = denoise(x.repeat(3, 1, 1, 1, 1), sigma.expand(3 * len(x)), stacked)
+            out = denoise(x.repeat(k, 1, 1, 1, 1), sigma.expand(k * len(x)), stacked)
         else:
             out = torch.cat([denoise(x, sigma.expand(len(x)), part) for part in parts])
-        return diffusion.guide_keyframes(out, id_guidance, audio_guidance)
+        return diffusion.guide_keyframes(out, weights)
 
     return guided
 
@@ -289,7 +292,8 @@ def guided_segments(denoise: Callable, known: Conditions, weight: float = 1.0,
                     bad: Callable | None = None, bad_known: Conditions | None = None,
                     batch: int = 4) -> Callable[[Tensor, Tensor], Tensor]:
     """A denoiser (x, sigma) -> D of segments with autoguidance by the `bad` model, an early state
-    of the same network that is told the same; without one, plain. `batch` segments at a time."""
+    of the same network that is told the same; without one, or with weight 1, plain. `batch`
+    segments at a time."""
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:
         parts = []
@@ -297,7 +301,7 @@ def guided_segments(denoise: Callable, known: Conditions, weight: float = 1.0,
             s = slice(i, i + batch)
             levels = sigma.expand(len(x[s]))
             part = denoise(x[s], levels, known.part(s))
-            if bad is not None:
+            if bad is not None and weight != 1:
                 part = diffusion.autoguide(bad(x[s], levels, bad_known.part(s)), part, weight)
             parts.append(part)
         return torch.cat(parts)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.gpu_memory import build
 from bench.unet import fill
-from diffusion import schedule
+from diffusion import keyframe_weights, schedule
 from keyface import Config, KeyFace, Plan
 from tools import released
 from tools.cli import AUDIO, EMOTION, IMAGE, WEIGHTS, Parser, number, pick_device, run
@@ -71,8 +71,10 @@ def needed(config: Config, frames: int, bad: bool) -> dict[str, int]:
     """Network evaluations that the method needs for a film of so many frames, by stage."""
     plan = Plan(frames, config.keyframe.spacing, config.keyframe.frames, config.dummy_first)
     levels = len(schedule(config.steps)) - 1
-    return {"keyframes": 3 * levels * plan.windows,
-            "interpolation": (1 + bad) * levels * (plan.keyframes - 1)}
+    told = sum(w != 0 for w in keyframe_weights(config.id_guidance, config.audio_guidance))
+    guided = bad and config.autoguidance != 1
+    return {"keyframes": told * levels * plan.windows,
+            "interpolation": (1 + guided) * levels * (plan.keyframes - 1)}
 
 
 def random_model(device: str) -> KeyFace:

@@ -211,7 +211,7 @@ def test_dropped_conditions_are_zero():
 
 
 @torch.no_grad()
-def test_guidance_is_linear():
+def test_guidance_is_linear_and_computes_no_more_than_it_needs():
     model, c = stage(TINY.keyframe), clips(1, 3)
     known = model.conditions(c["latents"], c["audio"], c["emotion"])
     x, sigma = c["x"], c["sigma"][0]
@@ -219,11 +219,19 @@ def test_guidance_is_linear():
         model.denoise(x, c["sigma"], known.keep(*torch.tensor(kept)))
         for kept in ([[0.0], [0.0]], [[1.0], [0.0]], [[1.0], [1.0]]))
     assert min((neither - identity).abs().max(), (identity - both).abs().max()) > 1e-3
-    for w_id, w_audio in ((0, 0), (1, 0), (1, 1), (2, 5)):
+    clips_seen = []
+
+    def denoise(x: torch.Tensor, *rest) -> torch.Tensor:
+        clips_seen.append(len(x))
+        return model.denoise(x, *rest)
+
+    for w_id, w_audio, needed in ((0, 0, 1), (1, 0, 1), (1, 1, 1), (1, 3, 2), (2, 2, 2), (2, 5, 3)):
         expected = neither + w_id * (identity - neither) + w_audio * (both - identity)
         for batched in (True, False):
-            guided = guided_keyframes(model.denoise, known, w_id, w_audio, batched=batched)
+            guided = guided_keyframes(denoise, known, w_id, w_audio, batched=batched)
             torch.testing.assert_close(guided(x, sigma), expected, atol=1e-4, rtol=1e-4)
+            assert sum(clips_seen) == needed
+            clips_seen.clear()
 
 
 @torch.no_grad()
@@ -237,7 +245,7 @@ def test_autoguidance_is_linear_whatever_the_batch():
         guided = guided_segments(good.denoise, known, 1.5, bad.denoise, bad_known, batch)
         torch.testing.assert_close(guided(c["x"], c["sigma"][0]), d_bad + 1.5 * (d_good - d_bad),
                                    atol=1e-5, rtol=1e-5)
-        plain = guided_segments(good.denoise, known, batch=batch)
+        plain = guided_segments(good.denoise, known, 1.0, pytest.fail, bad_known, batch)
         torch.testing.assert_close(plain(c["x"], c["sigma"][0]), d_good, atol=1e-5, rtol=1e-5)
 
 

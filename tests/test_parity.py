@@ -13,6 +13,7 @@ from diffusion import (
     AYS,
     autoguide,
     guide_keyframes,
+    keyframe_weights,
     latent_loss,
     loss_weight,
     merge,
@@ -359,9 +360,9 @@ def test_diffusion(fx):
     assert list(AYS) == c["ays_table"]
 
     # Guidance: how the three evaluations are batched, and how results are combined.
-    kf = "guide.kf"
+    kf, weights = "guide.kf", keyframe_weights(c["ref_ratio"], c["audio_ratio"])
     fx.close(
-        f"{kf}.out", guide_keyframes(fx[f"{kf}.in"], c["ref_ratio"], c["audio_ratio"]), atol, rtol
+        f"{kf}.out", guide_keyframes(fx[f"{kf}.in"], weights), atol, rtol
     )
     bad, good = fx["guide.karras.in"].chunk(2)
     fx.close("guide.karras.out", autoguide(bad, good, c["karras_scale"]), atol, rtol)
@@ -380,7 +381,7 @@ def test_diffusion(fx):
         return x
 
     level = fx[f"{kf}.prep.out.sigma"]
-    guided_keyframes(record, known, 1.0, 1.0, nothing)(x, level[0])
+    guided_keyframes(record, known, 2.0, 5.0)(x, level[0])
     for k, value in seen.items():
         fx.close(f"{kf}.prep.out.{k}", value, atol, rtol)
 
