@@ -87,8 +87,7 @@ def keyframe_weights(id_guidance: float, audio_guidance: float) -> tuple[float, 
 
 
 def guide_keyframes(denoised: Tensor, weights: Sequence[float]) -> Tensor:
-    """The weighted sum of evaluations stacked along the batch: (k B, T, C, h, w), k weights ->
-    (B, T, C, h, w)."""
+    """The weighted sum of k evaluations, stacked along the batch: (k B, ...) -> (B, ...)."""
     return sum(weight * part for weight, part in zip(weights, denoised.chunk(len(weights))))
 
 
