@@ -120,6 +120,16 @@ class Canvas:
         self.paper.imshow(image, extent=box, aspect="auto", **style)
         self.paper.set(xlim=(0, self.width), ylim=(self.height, 0))
 
+    def track(self, top: float, height: float, name: str, values: Tensor, seconds: float,
+              cmap: str = "RdBu_r", low: float = -2.5, high: float = 2.5) -> Axes:
+        """Draws what changes along time, (time, rows), the first row at the bottom."""
+        axes = self.axes(0.85, top, self.width - 0.9, height, yticks=[])
+        axes.imshow(values.T, cmap, aspect="auto", origin="lower", vmin=low, vmax=high,
+                    extent=(0, seconds, -0.5, values.shape[1] - 0.5))
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        axes.tick_params(labelbottom=False)
+        return axes
+
     def tiles(self, left: float, top: float, side: float, images, gap: float = 0.05,
               rows: list[str] = (), columns: list[str] = (), **style) -> None:
         """Draws rows of images, with names beside the rows and above the columns."""
