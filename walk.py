@@ -26,11 +26,12 @@ if __name__ == "__main__" and "IPython" not in sys.modules:
 import diffusion
 from audio import fbank
 from keyface import KeyFace
-from stage import Config
+from stage import Config, guided_keyframes
 from tools.checkpoint import load_metadata
 from tools.media import FPS, SAMPLE_RATE, read_audio, read_image
 from tools.page import (BLUE, GREY, INK, ORANGE, STYLE, Canvas, Page, colours, false_colours,
                         fingerprint)
+from unet import sinusoid
 
 torch.set_grad_enabled(False)
 matplotlib.rcParams.update(STYLE)
@@ -181,26 +182,26 @@ result $a_t$ is all that the networks ever learn of the sound. It has width $D_c
 
 Why both? A read-out answers: it is one matrix, fitted to tokens of ⟨about["clips"]⟩ clips and
 tried on ⟨about["unheard"]⟩ with other voices. In WavLM's tokens it names ⟨right["phonemes_wavlm"]⟩
-of the phonemes, in BEATs' only ⟨right["phonemes_beats"]⟩. With the kind of sound it is the other way
-round: ⟨right["events_wavlm"]⟩ and ⟨right["events_beats"]⟩. In our recording the one for BEATs hears
-a laugh from ⟨laugh.min().item():.1f⟩ to ⟨laugh.max().item():.1f⟩ s. (`python -m toy.readout` fits
+of the phonemes, in BEATs' only ⟨right["phonemes_beats"]⟩. Of laughs, sighs and their like it names
+⟨right["events_wavlm"]⟩ in WavLM's tokens and ⟨right["events_beats"]⟩ in BEATs'. In our recording
+BEATs hears a laugh from ⟨laugh.min().item():.1f⟩ to ⟨laugh.max().item():.1f⟩ s. (`python -m toy.readout` fits
 them.)
 """)
 
 seconds = len(wave) / SAMPLE_RATE
-canvas = Canvas(6.7)
+canvas = Canvas(7.05)
 canvas.track(0.05, 0.9, "spectrogram", fbank(film.wave[None])[0], seconds, "magma", 2, 20)
 canvas.track(1.05, 0.7, "WavLM", halves["WavLM"], seconds)
 canvas.track(1.85, 0.7, "BEATs", halves["BEATs"], seconds)
 for i, name in enumerate(halves):
-    axes = canvas.track(2.75 + 1.2 * i, 1.1, f"{name} says\n\n\n", events[name], seconds, "Blues",
-                        0, 1)
+    axes = canvas.track(2.85 + 1.35 * i, 1.1, "", events[name], seconds, "Blues", 0, 1)
+    canvas.text(0.85, 2.76 + 1.35 * i, f"What a linear read-out hears in {name}", color=INK)
     axes.set_yticks(range(len(about["events"])), about["events"], fontsize=6)
 axes.tick_params(labelbottom=True)
 
 # The phonemes of the first sentences, written where they are heard.
 seconds = 2.4
-axes = canvas.axes(0.85, 5.5, 7.9, 1.0, xlim=(0, seconds), ylim=(-1, 2.2), yticks=[],
+axes = canvas.axes(0.85, 5.65, 7.9, 1.0, xlim=(0, seconds), ylim=(-1, 2.2), yticks=[],
                    xlabel="seconds", ylabel="")
 heard = wave[: round(seconds * SAMPLE_RATE)]
 axes.plot(np.arange(len(heard)) / SAMPLE_RATE, heard / np.abs(heard).max(), color=GREY, lw=0.4)
@@ -210,7 +211,7 @@ for i, name in enumerate(halves):
     for a, b in zip(starts, starts[1:]):
         axes.text((a + b) / 4 / FPS, 1.8 - 0.6 * i, about["phonemes"][said[a]].replace("_", ""),
                   ha="center", va="center", color=(BLUE, ORANGE)[i])
-    canvas.text(0.78, 5.62 + 0.19 * i, f"{name} says", ha="right", color=(BLUE, ORANGE)[i])
+    canvas.text(0.78, 5.78 + 0.19 * i, f"{name} says", ha="right", color=(BLUE, ORANGE)[i])
 page.show("sound.png", canvas)
 
 # %% 3. Noise
@@ -253,13 +254,13 @@ denoised window has ⟨quality[0]:.1f⟩ dB against the clean one, at $\sigma =$
 from what the network is told, to which we turn now.
 """)
 
-canvas = Canvas(4.85)
+canvas = Canvas(5.0)
 seen = [false_colours(c * x[0, star]) for c, x in zip(c_in, noisy)]
 canvas.tiles(0.85, 0.22, 1.26, [seen, colours(torch.cat([
     model.vae.to_images(d[0, star : star + 1]) for d in denoised]))], 0.06,
     [r"$c_\mathrm{in}\,x$", "D, decoded"], [rf"$\sigma$ = {sigma:.3g}" for sigma in levels])
 fine = torch.logspace(-2, 2.5, 200)
-axes = canvas.axes(0.85, 3.1, 7.9, 1.4, xscale="log", xlabel=r"$\sigma$", xlim=(0.01, 300))
+axes = canvas.axes(0.85, 3.1, 7.9, 1.4, xscale="log", xlabel=r"$\sigma$", xlim=(0.01, 300), yticks=(-1, 0, 1))
 for name, values, colour in zip(("skip", "out", "in"), diffusion.scalings(fine), (INK, ORANGE, BLUE)):
     axes.plot(fine, values, color=colour, label=rf"$c_\mathrm{{{name}}}$")
 for sigma in levels:
@@ -268,7 +269,567 @@ axes.axhline(0, color=GREY, lw=0.4)
 axes.legend(ncols=3, loc="lower left")
 page.show("noise.png", canvas)
 
-# %% The page
+# %% 4. What the network is given
+middle = len(sigmas) // 2  # a step of the sampler, half way
+listening = watched(model.keyframe.unet.middle_block[1].transformer_blocks[0].attn2, "forward")
+model.keyframe.denoise(noisy[2], levels[2:3], known)
+(queries, context), attention = listening[0][0], model.keyframe.unet.middle_block[1]
+attention = attention.transformer_blocks[0].attn2
+q, k = (y.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)[0]  # (heads, T h' w' or T, d)
+        for y in (attention.to_q(queries), attention.to_k(context)))
+weights = (q @ k.mT / attention.head_dim**0.5).softmax(-1).mean(0)  # (T h' w', T)
+weights = weights.unflatten(0, (T, -1)).mean(1)  # (frame, token)
+share = weights.mean(0)  # (T,)
+heavy, heavy_share = int((share > 1 / T).sum()), share[share > 1 / T].sum().item()
+
+x, sigma, ends = good_calls[middle][0]  # the segments of the first group, (k, T, C, h, w)
+given = model.keyframe.attach(c_in[2] * noisy[2], known.concat)  # (T, 2 C, h, w)
+between = model.interp.attach(diffusion.scalings(sigma[0])[2] * x[star : star + 1],
+                              ends.concat[star : star + 1])  # (T, 2 C + 1, h, w)
+learned = model.interp.learned_mask
+
+page.tell(r"""
+## 4. What the network is given
+
+Both networks are the same spatio-temporal UNet and work on $T =$ ⟨T⟩ frames together. What makes
+them different is told at the entrance, as further channels beside the noisy ones:
+
+```math
+\text{keyframes: } [\,c_\mathrm{in} x_t \,;\, z_\mathrm{id}\,] \qquad
+\text{interpolation: } [\,c_\mathrm{in} x_t \,;\, s_t \,;\, M_t\,], \quad
+s = (z_\mathrm{s}, z_\mathrm{m}, \ldots, z_\mathrm{m}, z_\mathrm{e})
+```
+
+A keyframe has ⟨C⟩ + ⟨C⟩ = ⟨given.shape[1]⟩ channels: every one sees the identity latent. Between
+two keyframes there are ⟨C⟩ + ⟨C⟩ + 1 = ⟨between.shape[1]⟩: the first and last frame see
+their own clean latents, the others a learned embedding $z_\mathrm{m}$, and the mask $M$ says which
+is which. (With the shipped weights a blend of both ends is added to $z_\mathrm{m}$. Its values have a
+root mean square of ⟨learned.square().mean().sqrt().item():.2f⟩.)
+
+⟪stage.py: start, end = concat … return torch.cat([x, sequence, mask]⟫
+
+![The input channels of keyframes and of interpolation, and the attention of frames to tokens](inputs.png)
+
+The sound enters twice. As context, every frame attends to all ⟨T⟩ tokens of the window; on the
+right is what the middle block made of that, averaged over heads and pixels: ⟨heavy⟩ tokens get
+⟨100 * heavy_share:.0f⟩ % of it. But tokens carry no position, so a frame cannot tell by itself which
+one is its own, and the frames look at much the same ones. That is why a frame's own token also goes
+into its embedding, together with the noise level and the emotion:
+
+⟪unet.py: own = context.flatten … emb = self.time_embed⟫
+""")
+
+canvas = Canvas(5.75)
+side = 5.2 / between.shape[1] - 0.04
+step, middle_frame = side + 0.04, T // 2
+top = 0.55
+for title, tensor, which, names in (
+        ("Keyframes", given, (star - 1, star, star + 1), ("noisy", "identity")),
+        ("Interpolation", between, (0, 1, middle_frame, T - 1), ("noisy", "sequence", "M"))):
+    canvas.tiles(0.85, top, side, tensor[list(which)], 0.04, [f"frame {i}" for i in which])
+    canvas.text(0, top - 0.38, title, weight="bold")
+    for i, name in enumerate(names):
+        wide = 1 if name == "M" else C
+        canvas.text(0.85 + (i * C + wide / 2) * step, top - 0.12, name, ha="center")
+    top += len(which) * step + 0.6
+for i, value in enumerate(between[[0, 1, middle_frame, T - 1], -1]):
+    canvas.image(0.85 + 2 * C * step, top - 0.6 - (4 - i) * step, side, value, cmap="Greys", vmin=0,
+                 vmax=1.2)
+canvas.tiles(0.85 + C * step, top - 0.3, side, [learned], 0.04, [r"$z_\mathrm{m}$"])
+axes = canvas.axes(6.65, 0.55, 2.1, 2.1, xlabel="audio token", ylabel="frame",
+                   xticks=range(0, T, 3), yticks=range(0, T, 3))
+axes.imshow(weights, cmap="Blues", vmin=0)
+canvas.text(7.7, 0.4, "attention to the sound", ha="center")
+page.show("inputs.png", canvas)
+
+# %% 5. The emotion
+width = config.keyframe.unet.emotion_dim // 2
+values = torch.linspace(-1, 1, 201)
+sines = sinusoid(values, width)  # (201, width)
+moving = int((sines.amax(0) - sines.amin(0) > 0.01).sum())
+grades = torch.linspace(-1, 1, 5)
+places = torch.arange(T) * 5 // T  # which of the five grades of arousal a keyframe has
+emotion = torch.stack([grades.flip(0)[:, None].expand(5, T), grades[places].expand(5, T)], -1)
+silence = model.audio.encode(torch.zeros(1), 0, T)[None].expand(5, -1, -1, -1)
+told = model.keyframe.conditions(identity.expand(5, -1, -1, -1), silence, emotion)
+calm = diffusion.seeded_noise(0, 0, 0, x0.shape).expand(5, -1, -1, -1, -1)
+guided = guided_keyframes(model.keyframe.denoise, told, config.id_guidance, config.audio_guidance)
+*_, moods = diffusion.sample(guided, calm, diffusion.schedule(6, config.keyframe.sigma_max))
+chosen = [int((places == g).nonzero()[:, 0].median()) for g in range(5)]
+moods = torch.stack([model.vae.to_images(row[chosen]) for row in moods])  # (5, 5, 3, H, W)
+
+page.tell(r"""
+## 5. The emotion
+
+An emotion is two numbers a frame, each from -1 to 1: valence $v$, from unpleasant to pleasant, and
+arousal $a$, from calm to excited. Two numbers would be lost among thousands, so each becomes a row
+of cosines and sines of different frequencies, as noise levels do:
+
+```math
+\gamma(v) = [\cos(f_k v), \sin(f_k v)]_{k = 0 \ldots m - 1}, \quad f_k = 10000^{-k/m}, \qquad
+e = \mathrm{MLP}(\gamma(c_\mathrm{noise})) + \mathrm{MLP}([\gamma(v)\,;\,\gamma(a)\,;\,a_t])
+```
+
+⟪unet.py: half = width // 2 … return torch.cat([angles.cos()⟫
+
+Here $m =$ ⟨width // 2⟩. Only ⟨moving⟩ of the ⟨width⟩ values of $\gamma(v)$ change by more than a
+hundredth between the ends of the range: such features were made to count to thousands. The network
+copes.
+
+![The sinusoids of valence, and one face along valence and arousal](emotion.png)
+
+The faces are keyframes of five windows in silence, all from the same noise: each row has a valence,
+and along its window the arousal rises. Nobody has drawn them; the person is known from one neutral
+picture.
+""")
+
+canvas = Canvas(5.35)
+axes = canvas.axes(0.5, 0.3, 2.0, 4.5, xlabel="k, cosines then sines", ylabel="valence")
+axes.imshow(sines, cmap="RdBu_r", aspect="auto", origin="lower", vmin=-1, vmax=1,
+            extent=(-0.5, width - 0.5, -1, 1))
+canvas.text(1.5, 0.18, r"$\gamma(v)$", ha="center")
+canvas.tiles(3.9, 0.3, 0.93, colours(moods), 0.04, [f"{v:g}" for v in grades.flip(0)])
+for i, grade in enumerate(grades):
+    canvas.text(4.37 + 0.97 * i, 5.25, f"{grade:g}", ha="center")
+canvas.text(3.35, 2.7, "valence", rotation=90, ha="center")
+canvas.text(6.3, 0.18, r"arousal $\rightarrow$", ha="center")
+page.show("emotion.png", canvas)
+
+# %% 6. Training
+sigma = torch.tensor(config.keyframe.p_mean).exp()
+D = model.keyframe.denoise((x0 + sigma * noise)[None], sigma[None], known)[0]
+by_row = diffusion.loss_weight(sigma) * (D - x0).square().mean((0, 1, 3))  # (h,)
+lower = (torch.arange(h) >= h // 2).float()
+weighted = by_row * (1 + lower * (config.keyframe.lambda_lower - 1))
+shares = [100 * (v * lower).sum().item() / v.sum().item() for v in (by_row, weighted)]
+
+page.tell(r"""
+## 6. Training, in ten lines
+
+A step of training takes clean latents, adds noise of a random level, and asks for them back:
+
+```math
+\ln \sigma \sim \mathcal{N}(P_\mathrm{mean}, P_\mathrm{std}^2), \qquad
+L = \mathbb{E}\,\lambda(\sigma)\, w_\mathrm{lower}\, (D(x_0 + \sigma n; \sigma) - x_0)^2, \qquad
+\lambda(\sigma) = \frac{\sigma^2 + 1}{\sigma^2}
+```
+
+⟪stage.py: noisy = x0 + sigma … latent = diffusion.latent_loss⟫
+
+$\lambda$ makes every level count alike. $w_\mathrm{lower}$ lets the lower half of the rows, where
+the mouth is, count ⟨config.keyframe.lambda_lower⟩ times (the paper:
+⟨Config().keyframe.lambda_lower:g⟩ times). No clip of a training is shipped, so the keyframes of our
+film stand in for one here, at the commonest level, $\sigma =$ ⟨sigma.item():.2f⟩:
+
+![Clean, noisy, denoised, the error, and the loss of each row](training.png)
+
+The lower half has ⟨shares[0]:.0f⟩ % of the loss by itself and ⟨shares[1]:.0f⟩ % with the weight. The
+loop around it is everyone's:
+
+⟪train_keyframe.py: norm = nn.utils.clip_grad_norm_ … average.update_parameters⟫
+
+Now and then a clip's identity or its sound is dropped: the identity with probability
+⟨config.keyframe.drop_identity⟩, the sound with ⟨config.keyframe.drop_audio⟩. What that is good for
+we shall see two stops ahead.
+""")
+
+canvas = Canvas(2.2)
+error = (D - x0)[star].square().mean(0).sqrt()
+canvas.tiles(0.05, 0.25, 1.6, [[*colours(model.vae.to_images(x0[star : star + 1])),
+                               false_colours(x0[star] + sigma * noise[star]),
+                               *colours(model.vae.to_images(D[star : star + 1]))]],
+             columns=[r"$x_0$, decoded", r"$x_0 + \sigma n$", "D, decoded"])
+canvas.image(5.0, 0.25, 1.6, error, cmap="magma", vmin=0, vmax=1)
+canvas.text(5.8, 0.16, r"$|D - x_0|$", ha="center")
+axes = canvas.axes(6.95, 0.25, 1.8, 1.6, ylim=(h - 0.5, -0.5), xlabel="loss", ylabel="row")
+axes.barh(range(h), weighted, color=ORANGE, label="weighted")
+axes.barh(range(h), by_row, color=BLUE, label="plain")
+axes.legend(loc="upper right", fontsize=6)
+page.show("training.png", canvas)
+
+# %% 7. Sampling keyframes
+steps = len(sigmas)
+xs = torch.cat([given[0][:1] for given, _ in key_calls[:steps]])  # (steps, T, C, h, w)
+parts = torch.stack([out for _, out in key_calls[:steps]])  # (steps, 3, T, C, h, w)
+Ds = torch.cat([diffusion.guide_keyframes(p, film.id_guidance, film.audio_guidance) for p in parts])
+away = (Ds - Ds[-1]).square().mean((1, 2, 3, 4)).sqrt()  # (steps,)
+settled = next(i for i in range(steps) if away[i] < away[0] / 2)
+
+page.tell(r"""
+## 7. Sampling keyframes
+
+Now the film begins. The sampler starts from noise at $\sigma =$ ⟨sigmas[0].item():g⟩ and follows an
+ordinary differential equation down to zero, in ⟨steps⟩ steps of Euler. At each it asks the denoiser
+where the clean latents lie, and goes a part of the way:
+
+```math
+\frac{dx}{d\sigma} = \frac{x - D(x; \sigma)}{\sigma}, \qquad
+x \leftarrow x + (\sigma_\mathrm{next} - \sigma)\,\frac{x - D(x; \sigma)}{\sigma}
+```
+
+⟪diffusion.py: x = noise * (SIGMA_DATA … yield x⟫
+
+![The noisy latents and the denoiser's guess at each step, and the finished keyframes](sampling.png)
+
+Read the second row from left to right: the first guess is already a person, for she is told, and an
+average mouth. After ⟨settled⟩ steps the guess has come half of its way to the end. What is last
+added is small and sharp. All ⟨T⟩ keyframes of a window are made together, ⟨S⟩ video frames apart,
+so the window spans ⟨(T - 1) * S / FPS:.2f⟩ s.
+""")
+
+canvas = Canvas(2.9)
+step = 8.15 / steps
+guess = colours(model.vae.to_images(Ds[:, star]))
+scaled = diffusion.scalings(sigmas)[2].float()[:, None, None, None] * xs[:, star]
+canvas.tiles(0.62, 0.22, step - 0.04, [false_colours(scaled), guess], 0.04,
+             [r"$c_\mathrm{in}x$", "D"], [rf"{sigma:.3g}" for sigma in sigmas])
+canvas.text(0.54, 0.13, r"$\sigma$ =", ha="right")
+canvas.tiles(0.62, 2.0, 8.15 / T - 0.04, [colours(model.vae.to_images(x0))], 0.04, ["window"],
+             [f"{i / FPS:.2f} s" for i in where])
+page.show("sampling.png", canvas)
+
+# %% 8. Guidance
+neither, told_id, told_both = parts.unbind(1)
+sizes = [(b - a).square().mean((1, 2, 3, 4)).sqrt() for a, b in
+         ((neither, told_id), (told_id, told_both))]
+step = int(sizes[1].argmax())
+three = [model.vae.to_images(d[step, star : star + 1])[0] for d in (neither, told_id, told_both)]
+summed = model.vae.to_images(Ds[step, star : star + 1])[0]
+
+page.tell(r"""
+## 8. Guidance
+
+Because conditions were dropped in training, the network can also say what it would expect without
+them. The difference is what a condition contributes, and guidance exaggerates it. At each step
+there are three evaluations: told neither, told the identity, told identity and sound.
+
+```math
+D = D_\varnothing + w_\mathrm{id}\,(D_\mathrm{id} - D_\varnothing)
+  + w_\mathrm{aud}\,(D_\mathrm{id,aud} - D_\mathrm{id})
+```
+
+⟪diffusion.py: neither, identity, both … return neither⟫
+
+![The three evaluations, their two differences, and the guided sum](guidance.png)
+
+This is the step at which the sound says most, at $\sigma =$ ⟨sigmas[step].item():.2f⟩. Told nothing,
+the network draws somebody; told the identity, our person with a mouth that could say anything; told
+the sound, the mouth opens. The differences lie where you expect them. Here $w_\mathrm{id} =$
+⟨film.id_guidance⟩ and $w_\mathrm{aud} =$ ⟨film.audio_guidance⟩ (the paper:
+⟨Config().id_guidance⟩ and ⟨Config().audio_guidance⟩); with 1 and 1 only the last evaluation would
+remain. The emotion is told all three, so guidance leaves it alone.
+""")
+
+canvas = Canvas(3.95)
+canvas.tiles(0.05, 0.25, 1.6, [[colours(d) for d in three]], 0.15,
+             columns=[r"$D_\varnothing$", r"$D_\mathrm{id}$", r"$D_\mathrm{id,aud}$"])
+left, top = 0.05, 2.3
+for sign, image, name in (
+        ("", colours(three[0]), r"$D_\varnothing$"),
+        (f"+ {film.id_guidance:g} ×", (three[1] - three[0]).mean(0),
+         r"$D_\mathrm{id} - D_\varnothing$"),
+        (f"+ {film.audio_guidance:g} ×", (three[2] - three[1]).mean(0),
+         r"$D_\mathrm{id,aud} - D_\mathrm{id}$"),
+        ("=", colours(summed), "D")):
+    gap = 0 if not sign else 0.3 if sign == "=" else 0.62
+    canvas.text(left + gap / 2 - 0.02, top + 0.8, sign, ha="center", fontsize=10)
+    canvas.image(left + gap, top, 1.6, image, vmin=-0.8, vmax=0.8)
+    canvas.text(left + gap + 0.8, top - 0.1, name, ha="center")
+    left += gap + 1.6 + 0.03
+axes = canvas.axes(5.9, 0.25, 2.85, 1.4, xscale="log", xlabel=r"$\sigma$")
+for name, size, colour in zip(("identity", "sound"), sizes, (BLUE, ORANGE)):
+    axes.plot(sigmas, size, ".-", color=colour, label=f"what the {name} adds")
+axes.invert_xaxis()
+axes.legend()
+page.show("guidance.png", canvas)
+
+# %% 9. The plan
+K = plan.keyframes
+unused = plan.windows * plan.per_window - K
+
+page.tell(r"""
+## 9. The plan of a long video
+
+The network knows ⟨T⟩ frames, the film has ⟨N⟩. Sound of $L$ samples gives $N$ video frames at
+⟨FPS⟩ a second, of which every ⟨S⟩th is a keyframe:
+
+```math
+N = \lceil L / 640 \rceil, \qquad K = \lceil (N - 1) / S \rceil + 1, \qquad
+\text{segment } k: \text{ frames } kS, \ldots, (k + 1)S
+```
+
+That is $K =$ ⟨K⟩ here. *Windows* of ⟨plan.per_window⟩ keyframes know nothing of each other. A
+*segment* reaches from one keyframe to the next, both included, and the segments that begin in a
+window are a *group*. The last of a group ends on the first keyframe of the next window, so
+interpolation hides the seam.
+
+⟪keyface.py: def segments(self … return [(k * self.spacing⟫
+
+![The keyframes of this film, and its windows, segments and groups](plan.png)
+
+Every keyframe looks back at the same identity frame and none at another keyframe's window, so
+nothing drifts. Methods that go on from their own last frames make each error the beginning of the
+next. The last window is whole, too: ⟨unused⟩ of its elements lie past the end and are not used.
+""")
+
+canvas = Canvas(2.75)
+span = plan.window(plan.windows - 1)[-1]
+axes = canvas.axes(0.75, 0.75, 8.0, 1.6, xlim=(-4, span + 4), ylim=(0.3, 3.6), xlabel="video frame",
+                   yticks=(3, 2, 1), yticklabels=("windows", "segments", "groups"))
+at = axes.transData + canvas.figure.dpi_scale_trans.inverted()  # numbers to inches
+for i, image in enumerate(colours(model.vae.to_images(keys))):
+    canvas.image(at.transform((i * S, 0))[0] - 0.13, 0.1 + 0.3 * (i % 2), 0.27, image)
+for i in range(plan.windows):
+    placed = plan.window(i)
+    axes.plot(placed, [3] * T, "-o", color=(BLUE, ORANGE)[i % 2], ms=4, lw=0.8, markevery=[
+        j for j, f in enumerate(placed) if f <= (K - 1) * S])
+    axes.plot([f for f in placed if f > (K - 1) * S], [3] * sum(f > (K - 1) * S for f in placed),
+              "o", mfc="white", color=(BLUE, ORANGE)[i % 2], ms=4)
+for group in range(plan.groups):
+    colour, written = (BLUE, ORANGE)[group % 2], plan.written(group)
+    for i, (first, last) in enumerate(plan.segments(group)):
+        axes.plot((first, last), [2.13 - 0.26 * (i % 2)] * 2, color=colour, lw=3,
+                  solid_capstyle="butt")
+    axes.plot((written.start, written.stop - 1), (1, 1), color=colour, lw=7, solid_capstyle="butt")
+    axes.text((written.start + written.stop) / 2, 0.6, f"{len(written)} frames", ha="center",
+              va="center")
+axes.axvline(N - 1, color=GREY, lw=0.8, ls="--")
+axes.text(N + 1, 1.4, "the sound ends", color=GREY)
+page.show("plan.png", canvas)
+
+# %% 10. Interpolation
+levels = diffusion.schedule(film.steps, config.interp.sigma_max)[:-1]
+bad, good = (torch.stack([out for _, out in calls[: len(levels)]]) for calls in
+             (bad_calls, good_calls))  # (steps, k, T, C, h, w), of the first group
+steered = diffusion.autoguide(bad, good, film.autoguidance)
+step = int((good - bad).square().mean((1, 2, 3, 4, 5)).argmax())
+gap = (good - bad)[step, star].square().mean((1, 2, 3)).sqrt()  # (T,)
+odd = int(gap.argmax())
+
+page.tell(r"""
+## 10. Interpolation
+
+The second network fills a segment. It is given both ends, as channels (stop 4), and the sound of
+all ⟨T⟩ frames, and no emotion: its ends show it. It makes the ends again, too.
+
+The guidance here has no condition to leave out. The *bad model* is an early, under-trained state of
+the same network. It errs where the good one errs, only more so; away from it is towards the truth:
+
+```math
+D = D_\mathrm{bad} + w\,(D_\mathrm{good} - D_\mathrm{bad}), \qquad w =
+```
+
+with $w =$ ⟨film.autoguidance⟩ here and ⟨Config().autoguidance⟩ in the paper.
+
+⟪stage.py: part = denoise(x[s] … parts.append(part)⟫
+
+![A segment: its ends, what is between them at some steps, and autoguidance](interpolation.png)
+
+At the top is what the network is told to begin with: between the open mouth and the next keyframe
+it knows no more than a blend. Below are its guesses. Where the blend has two mouths at once the
+guess soon has one, and it goes with the sound. The models differ most at $\sigma =$
+⟨levels[step].item():.2f⟩, by ⟨gap[odd].item():.2f⟩ in frame ⟨odd⟩ (root mean square).
+""".replace(r", \qquad w =" + "\n", "\n"))
+
+canvas = Canvas(4.6)
+side = 7.9 / T - 0.04
+told = model.interp.attach(torch.zeros_like(x0)[None], ends.concat[star : star + 1])[:, C : 2 * C]
+which = sorted({0, len(levels) // 3, 2 * len(levels) // 3, len(levels) - 1})
+canvas.tiles(0.85, 0.2, side, [colours(model.vae.to_images(d)) for d in (
+    told, *steered[which, star])], 0.04,
+    ["told", *(rf"$\sigma$ = {levels[i]:.3g}" for i in which)], [str(i) for i in range(T)])
+pair = [model.vae.to_images(d[step, star, odd][None])[0] for d in (bad, good, steered)]
+top = 0.2 + 5 * (side + 0.04) + 0.3
+canvas.tiles(0.85, top, 1.3, [[colours(d) for d in pair]], 0.1,
+             columns=["bad", "good", "guided"])
+canvas.image(5.35, top, 1.3, (pair[1] - pair[0]).mean(0), vmin=-0.5, vmax=0.5)
+canvas.text(6.0, top - 0.09, "good less bad", ha="center")
+page.show("interpolation.png", canvas)
+
+# %% 11. Shared frames and borders
+apart = (steered[:, :-1, -1] - steered[:, 1:, 0]).square().mean((1, 2, 3, 4)).sqrt()  # (steps,)
+latents = torch.cat([groups[0][1]] + [made[1:] for _, made in groups[1:]])[:N]  # (N, C, h, w)
+change = (latents[1:] - latents[:-1]).square().mean((1, 2, 3)).sqrt()  # (N - 1,)
+border = plan.span
+twice = [groups[0][1][-1], groups[1][1][0]]  # made by both groups
+seam = (twice[0] - twice[1]).square().mean().sqrt().item()
+first = [model.vae.to_images(d[None])[0] for d in (steered[0, star - 1, -1], steered[0, star, 0])]
+
+page.tell(r"""
+## 11. Shared frames and borders
+
+Two neighbouring segments make the keyframe between them both. The paper averages: within a group,
+both copies start from the same noise, and after each step both are set to their mean.
+
+```math
+x^{(k)}_{T} , \; x^{(k+1)}_{1} \; \leftarrow \; \tfrac12 \left( x^{(k)}_{T} + x^{(k+1)}_{1} \right)
+```
+
+⟪diffusion.py: x = x.clone() … return x⟫
+
+![How far apart two copies of a shared frame are at each step, and the change from frame to frame](borders.png)
+
+The two guesses about one frame are ⟨apart[0].item():.3f⟩ apart at the first step (root mean square)
+and ⟨apart[-1].item():.3f⟩ at the last. Across groups nothing is averaged, so that a film can be
+handed out while it is made: frame ⟨border⟩, which both groups made, is the earlier one's, and the
+later copy is dropped. They are ⟨seam:.3f⟩ apart; from any frame to the next the film changes by
+⟨change.mean().item():.3f⟩ on average.
+""")
+
+canvas = Canvas(2.1)
+axes = canvas.axes(0.55, 0.3, 2.6, 1.35, xscale="log", yscale="log", xlabel=r"$\sigma$")
+axes.plot(levels, apart, ".-", color=BLUE)
+axes.invert_xaxis()
+canvas.text(0.55, 0.15, "two guesses about a shared frame, difference")
+axes = canvas.axes(3.75, 0.3, 5.0, 1.35, xlabel="video frame", xlim=(0, N))
+for i in range(K):
+    axes.axvline(i * S, color=GREY, lw=0.5, ls=":")
+axes.axvline(border, color=ORANGE)
+axes.plot(np.arange(1, N), change, color=BLUE)
+canvas.text(3.75, 0.15, "change from frame to frame; keyframes dotted, the border of groups orange")
+page.show("borders.png", canvas)
+
+# %% 12. The film
+jaw = read((latents - latents.mean(0)).flatten(1), "jaw")[:, 0]  # (N,)
+power = np.resize(wave, (N, len(wave) // N)) ** 2
+loud = torch.from_numpy(10 * np.log10(power.mean(1) + 1e-6)).float()
+speaking = torch.corrcoef(torch.stack([jaw, loud]))[0, 1].item()
+
+page.tell(r"""
+## 12. The film
+
+The decoder turns each latent back into a picture (stop 1), a few at a time, while the next window
+is still noise. So memory does not grow with the film, and it can be watched from the start.
+
+```math
+\hat I_t = \mathcal{D}(s\,x_t + \mu), \qquad t = 0, \ldots, N - 1
+```
+
+⟪keyface.py: own = plan.written(group) … current = following⟫
+
+![Frames of the film, loudness and jaw over time](film.png)
+
+A linear read-out of the latents (fitted like those of stop 2; ⟨about["figures"]["jaw"]:.2f⟩
+correlation with the truth on people it has never seen) follows the jaw. It opens
+with the voice, but not simply with loudness: the two correlate with ⟨speaking:.2f⟩. An *m* is loud
+and shut, and the laugh near ⟨laugh.min().item():.0f⟩ s is open and soft.
+""")
+
+canvas = Canvas(2.85)
+count = 10
+canvas.tiles(0.55, 0.05, 8.2 / count - 0.04, [frames[[round((i + 0.5) * N / count)
+                                                     for i in range(count)]]], 0.04)
+for i, (name, values, colour) in enumerate((("loudness, dB", loud, GREY), ("jaw", jaw, BLUE))):
+    axes = canvas.axes(0.55, 1.0 + 0.75 * i, 8.16, 0.65, xlim=(0, N / FPS), ylabel=name)
+    axes.plot(np.arange(N) / FPS, values, color=colour)
+    axes.tick_params(labelbottom=i == 1)
+axes.set_xlabel("seconds")
+page.show("film.png", canvas)
+
+# %% 13. Full size
+full, names = Config(), ("shipped", "full size")
+with torch.device("meta"):  # shapes without contents
+    both = {name: KeyFace(c) for name, c in zip(names, (config, full))}
+number = {name: {part: sum(p.numel() for p in module.parameters()) / 1e6
+                 for part, module in m.parts().items()} for name, m in both.items()}
+
+
+def route(stage) -> list[tuple[int, int]]:
+    """(channels, side) of what each block of the network hands on."""
+    found, c = [], stage.config
+    unet, side = stage.unet, c.latent_shape[-1]
+    for blocks in (unet.input_blocks, [unet.middle_block], unet.output_blocks):
+        for block in blocks:
+            block[-1].register_forward_hook(lambda _, given, out: found.append(out.shape[1:3]))
+    with torch.device("meta"):
+        unet(torch.zeros(T, c.unet.in_channels, side, side), torch.zeros(T),
+             torch.zeros(1, T, c.unet.context_dim), torch.zeros(T, c.unet.emotion_dim), T)
+    return found
+
+
+routes = {name: route(m.keyframe) for name, m in both.items()}
+tiny, large = number.values()
+
+page.tell(r"""
+## 13. The same at full size
+
+All of this is the released model at another size; `Config()` is the one and `Config.tiny()` the
+other, and no line of the method differs. The same stops, in shapes:
+
+| stop | shipped | full size |
+| --- | --- | --- |
+| 1: picture | ⟨config.size⟩ × ⟨config.size⟩ | ⟨full.size⟩ × ⟨full.size⟩ |
+| 1: latents $C \times h \times w$ | ⟨" × ".join(map(str, (C, h, w)))⟩ | ⟨" × ".join(map(str, full.keyframe.latent_shape))⟩ |
+| 2: audio tokens of a window, $T \times 2 \times D_a$ | ⟨T⟩ × 2 × ⟨config.audio.width⟩ | ⟨full.keyframe.frames⟩ × 2 × ⟨full.audio.width⟩ |
+| 4: context, $T \times D_c$ | ⟨T⟩ × ⟨config.keyframe.unet.context_dim⟩ | ⟨full.keyframe.frames⟩ × ⟨full.keyframe.unet.context_dim⟩ |
+| 4: input channels | ⟨config.keyframe.unet.in_channels⟩ and ⟨config.interp.unet.in_channels⟩ | ⟨full.keyframe.unet.in_channels⟩ and ⟨full.interp.unet.in_channels⟩ |
+| 5: emotion vector | ⟨config.keyframe.unet.emotion_dim⟩ | ⟨full.keyframe.unet.emotion_dim⟩ |
+| 6: weight of the lower half | ⟨config.keyframe.lambda_lower⟩ and ⟨config.interp.lambda_lower⟩ | ⟨full.keyframe.lambda_lower⟩ and ⟨full.interp.lambda_lower⟩ |
+| 7: highest noise level | ⟨config.keyframe.sigma_max:g⟩ | ⟨full.keyframe.sigma_max:g⟩ |
+| 8: $w_\mathrm{id}$, $w_\mathrm{aud}$ | ⟨config.id_guidance⟩, ⟨config.audio_guidance⟩ | ⟨full.id_guidance⟩, ⟨full.audio_guidance⟩ |
+| 9: keyframes of a window | ⟨T - config.dummy_first⟩ | ⟨full.keyframe.frames - full.dummy_first⟩ |
+| autoencoder | ⟨tiny["vae"]:.1f⟩ M parameters | ⟨large["vae"]:,.0f⟩ M |
+| WavLM, BEATs | ⟨tiny["wavlm"]:.2f⟩ M, ⟨tiny["beats"]:.2f⟩ M | ⟨large["wavlm"]:.0f⟩ M, ⟨large["beats"]:.0f⟩ M |
+| keyframe network | ⟨tiny["keyframe"]:.1f⟩ M | ⟨large["keyframe"]:,.0f⟩ M |
+| interpolation network | ⟨tiny["interp"]:.1f⟩ M | ⟨large["interp"]:,.0f⟩ M |
+
+⟪unet.py: self.middle_block = … [res(channels, channels), attention⟫
+
+![The tensors on their way through both networks](sizes.png)
+
+Each bar is what a block hands on: as tall as its picture, as dark as it has channels. On the way
+down the picture shrinks and the channels grow. (The full-size network was built without contents
+for this, from its configuration alone.)
+""")
+
+canvas = Canvas(2.5)
+for i, (name, found) in enumerate(routes.items()):
+    axes = canvas.axes(0.1 + 4.4 * i, 0.3, 4.2, 1.9, ylim=(-1.35, 1.35))
+    axes.axis("off")
+    most, sides = max(c for c, _ in found), max(s for _, s in found)
+    for j, (channels, side) in enumerate(found):
+        tall = side / sides
+        axes.bar(j, 2 * tall, 0.85, -tall, color=BLUE, alpha=0.2 + 0.8 * channels / most)
+        axes.text(j, tall + 0.06, channels, ha="center", va="bottom", fontsize=5)
+    for j in {0, len(found) // 2}:
+        axes.text(j, -found[j][1] / sides - 0.06, f"{found[j][1]}²", ha="center", va="top",
+                  fontsize=7)
+    canvas.text(2.2 + 4.4 * i, 0.15, f"{name}: {number[name]['keyframe']:,.1f} M", ha="center")
+page.show("sizes.png", canvas)
+
+# %% Exercises, and the page
+page.tell(r"""
+## Exercises
+
+Each is one command; compare with the film of `python sample.py`.
+
+1. `python sample.py --audio-guidance 0`. What is left of the sound? Keyframes do not hear it any
+   more, but segments do: the mouth speaks between keyframes and is pulled back at each of them.
+2. `python sample.py --audio-guidance 6`. The mouth overacts, and colours leave their range.
+3. `python sample.py --id-guidance 0`. The person is no longer told: see who comes instead.
+4. `python sample.py --autoguidance 0`. All the segments are the bad model's.
+5. `python sample.py --seed 7`. The same words. Blinks, gaze and head are others: the sound does not
+   tell them.
+6. `python sample.py --steps 3`, then `--steps 40`. How few are enough, and does the rest pay?
+7. `python sample.py --emotion "0:-1,1 8:1,-1"`. A way through the square of stop 5, from corner to
+   corner.
+8. `python -m toy.world out/people`, then `python sample.py --image out/people/clip_003.png`. Somebody
+   else, with the same voice. (It needs the extra `toy`.)
+9. `cp -r weights/tiny out/apart`, set `average_shared` to `false` in its `config.json`, then
+   `python sample.py --weights out/apart`. Nothing is averaged: do you see the keyframes?
+10. Train without BEATs: let its last layer say zero, and train both stages anew. Speech will be as
+    good as before, and laughs will be guessed from WavLM.
+
+    ```bash
+    mkdir -p runs/deaf && cp weights/tiny/{config.json,vae,wavlm,beats}* runs/deaf
+    python -c "from safetensors.torch import *; f = 'runs/deaf/beats.safetensors'; w = load_file(f)
+    for k in w: w[k] *= 'layers.2.final_layer_norm' not in k
+    save_file(w, f)"
+    python train_keyframe.py --init runs/deaf --out runs/nobeats
+    python train_interp.py --out runs/nobeats
+    ```
+""")
+
 pictures = [Image.fromarray(f).resize((192, 192), Image.LANCZOS) for f in frames[::2]]
 pictures[0].save(page.folder / "film.webp", save_all=True, append_images=pictures[1:],
                  duration=2000 // FPS, loop=0, quality=70)

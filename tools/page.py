@@ -99,6 +99,7 @@ class Canvas:
         self.width, self.height = width, height
         self.paper = self.figure.add_axes((0, 0, 1, 1))
         self.paper.axis("off")
+        self.paper.set(xlim=(0, width), ylim=(height, 0))
 
     def axes(self, left: float, top: float, width: float, height: float, **settings) -> Axes:
         """A diagram of that place and size."""
