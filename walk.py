@@ -1,9 +1,9 @@
 """A walk through the running model: `python walk.py` writes walk/README.md and its pictures.
 
 It follows one film, that of `python sample.py`, from the picture and the sound to the frames. Each
-cell below is a stop: it computes, tells and draws. An editor that knows cells (`# %%`) runs them
-one by one, as a notebook; start in the first. What is in ⟨ ⟩ in a text is computed here, and lines
-in ⟪ ⟫ are read from the modules (tools/page.py).
+cell below is a stop: it computes and draws what that stop's text in walk/template.md tells. Numbers
+in ⟨ ⟩ there are names from here, lines in ⟪ ⟫ are read from the modules (tools/page.py). An editor
+that knows cells (`# %%`) runs them one by one, as a notebook; begin with the first.
 """
 
 # %% The film, made while we watch
@@ -87,21 +87,6 @@ def decibels(a, b) -> float:
     return (10 * torch.log10(4 / (a - b).square().mean())).item()
 
 
-page.tell("""
-# A walk through KeyFace
-
-One picture and one sound become a film. This walk follows the film of `python sample.py` all the
-way: at each stop the equation of the [paper](https://arxiv.org/abs/2503.01715), the lines of this
-project that compute it, and a picture of the tensors that were really there.
-
-![The film of this walk: a drawn woman speaks and laughs](film.webp)
-
-`python walk.py` has written this page and its pictures. The lines of code are read from the
-modules, and each number is computed: in the film ⟨N⟩ frames of ⟨config.size⟩ × ⟨config.size⟩
-pixels, with the shipped weights. The symbols are explained where they first appear, and the
-[README](../README.md#map-of-the-code) has them all.
-""")
-
 # %% 1. The picture becomes latents
 identity = film.identity  # (1, C, h, w)
 pixels = torch.from_numpy(face).permute(2, 0, 1)[None] / 127.5 - 1  # (1, 3, H, W)
@@ -109,36 +94,6 @@ back = model.vae.to_images(identity)
 lost = (back - pixels).abs().mean(1)[0]  # (H, W)
 worst = lost.flatten().square().sort(descending=True).values
 worst_share = (worst[: len(worst) // 10].sum() / worst.sum()).item()
-
-page.tell(r"""
-## 1. The picture becomes latents, and comes back
-
-Diffusion on pixels is costly, and most of what pixels say is texture. So an autoencoder, trained
-beforehand and frozen since, first makes the picture small. Its encoder $\mathcal E$ turns
-the ⟨3 * config.size ** 2:,⟩ numbers of the identity frame $I$ into ⟨C * h * w:,⟩: $C =$ ⟨C⟩
-channels of ⟨h⟩ × ⟨w⟩, each of which answers for a square of ⟨config.size // h⟩ × ⟨config.size // w⟩
-pixels. Everything that is generated on this walk is generated here, and the decoder $\mathcal D$
-makes pictures of it at the very end.
-
-```math
-z = \mathcal{E}(I), \qquad x = \frac{z - \mu}{s}, \qquad \hat I = \mathcal{D}(s\,x + \mu)
-```
-
-Noise of a known size means something only where the data have a known size. So each channel is
-brought to mean zero and unit variance, by $\mu$ and $s$ of the training faces. (Stable Diffusion's
-latents are multiplied by one number instead, ⟨Config().vae.scale_factor⟩.)
-
-⟪vae.py: def scale( … return (z - mean)⟫
-
-⟪vae.py: def to_latents … return self.scale(⟫
-
-![The identity frame, the decoded picture, their difference, and the latent channels](latents.png)
-
-In the channels you still recognise a face, because a latent pixel sees mainly the pixels in its
-own place. In false colours, the first three channels as red, green and blue, we shall meet latents
-all along the way. What comes back has ⟨decibels(back, pixels):.1f⟩ dB. The loss sits at edges: the
-worst tenth of the pixels has ⟨100 * worst_share:.0f⟩ % of the squared error.
-""")
 
 canvas = Canvas(3.75)
 canvas.tiles(0, 0.2, 2.15, [[colours(pixels)[0], colours(back)[0], false_colours(identity)[0]]],
@@ -148,7 +103,7 @@ canvas.text(7.68, 0.11, "what is lost", ha="center")
 side = min(1.05, 8.75 / C - 0.05)
 canvas.tiles((8.75 - C * (side + 0.05)) / 2, 2.6, side, [identity[0]],
              columns=[f"channel {c + 1}" for c in range(C)])
-page.show("latents.png", canvas)
+page.stop(1, "latents.png", canvas)
 
 # %% 2. The sound
 tokens = model.audio(film.wave)  # (N, 2, D_a)
@@ -158,35 +113,6 @@ halves = {"WavLM": rows[:, :wavlm_width], "BEATs": rows[:, wavlm_width:]}
 events = {name: read(x, f"events_{name.lower()}") for name, x in halves.items()}
 laugh = (events["BEATs"].argmax(1) == about["events"].index("laugh")).nonzero()[:, 0] / (2 * FPS)
 right = {name: f"{100 * value:.0f} %" for name, value in about["figures"].items()}
-
-page.tell(r"""
-## 2. The sound becomes tokens
-
-Two frozen encoders hear the recording. WavLM was made for speech: it tells what is said. BEATs was
-made for everything else: it tells laughs, sighs, coughs. A video frame lasts 1/⟨FPS⟩ s, and each
-encoder gives two tokens for it, 20 ms each. They are joined feature by feature, so frame $t$ has
-
-```math
-A_t = \begin{bmatrix} \mathrm{WavLM}_{2t} & \mathrm{BEATs}_{2t} \\
-\mathrm{WavLM}_{2t+1} & \mathrm{BEATs}_{2t+1} \end{bmatrix} \in \mathbb{R}^{2 \times D_a},
-\qquad a_t = W\,\tfrac12\,(A_{t,1} + A_{t,2}) + b
-```
-
-with $D_a =$ ⟨D_a⟩. The mean of the two goes through a single trained layer, $W$ and $b$, and the
-result $a_t$ is all that the networks ever learn of the sound. It has width $D_c =$
-⟨config.keyframe.unet.context_dim⟩.
-
-⟪stage.py: tokens = audio_tokens.mean … context = self.audio_proj⟫
-
-![Spectrogram, tokens of both encoders, and what linear read-outs hear in them](sound.png)
-
-Why both? A read-out answers: it is one matrix, fitted to tokens of ⟨about["clips"]⟩ clips and
-tried on ⟨about["unheard"]⟩ with other voices. In WavLM's tokens it names ⟨right["phonemes_wavlm"]⟩
-of the phonemes, in BEATs' only ⟨right["phonemes_beats"]⟩. Of laughs, sighs and their like it names
-⟨right["events_wavlm"]⟩ in WavLM's tokens and ⟨right["events_beats"]⟩ in BEATs'. In our recording
-BEATs hears a laugh from ⟨laugh.min().item():.1f⟩ to ⟨laugh.max().item():.1f⟩ s. (`python -m toy.readout` fits
-them.)
-""")
 
 seconds = len(wave) / SAMPLE_RATE
 canvas = Canvas(7.05)
@@ -212,7 +138,7 @@ for i, name in enumerate(halves):
         axes.text((a + b) / 4 / FPS, 1.8 - 0.6 * i, about["phonemes"][said[a]].replace("_", ""),
                   ha="center", va="center", color=(BLUE, ORANGE)[i])
     canvas.text(0.78, 5.78 + 0.19 * i, f"{name} says", ha="right", color=(BLUE, ORANGE)[i])
-page.show("sound.png", canvas)
+page.stop(2, "sound.png", canvas)
 
 # %% 3. Noise
 x0, star = windows[0][1], int(read((keys - keys.mean(0)).flatten(1), "jaw")[:T].argmax())
@@ -227,33 +153,6 @@ c_skip, c_out, c_in, _ = diffusion.scalings(levels)
 true = model.vae.to_images(x0)
 quality = [decibels(model.vae.to_images(d[0]), true) for d in denoised]
 
-page.tell(r"""
-## 3. Noise, and the network that takes it away
-
-Diffusion learns to remove noise, at every level at once. Let $x_0$ be clean latents and $n$ unit
-normal noise. At level $\sigma$ the noisy latents are $x = x_0 + \sigma n$, and the denoiser $D$ is
-to give back $x_0$. It is not the bare network $F$ that does so, but
-
-```math
-D(x; \sigma) = c_\mathrm{skip}\,x + c_\mathrm{out}\,F(c_\mathrm{in}\,x,\; c_\mathrm{noise}), \qquad
-c_\mathrm{skip} = \frac{1}{\sigma^2 + 1}, \quad c_\mathrm{out} = \frac{-\sigma}{\sqrt{\sigma^2 + 1}},
-\quad c_\mathrm{in} = \frac{1}{\sqrt{\sigma^2 + 1}}, \quad c_\mathrm{noise} = \frac{\ln \sigma}{4}
-```
-
-Thanks to $c_\mathrm{in}$ the network sees numbers of the same size at every level. At low noise,
-$c_\mathrm{skip}$ hands on $x$ itself and $F$ has only to correct it; at high noise $x$ is worthless
-and $F$ has to say everything.
-
-⟪diffusion.py: s2 = sigma**2 … c_noise = ⟫
-
-![One latent at six noise levels, what the denoiser makes of each, and the three coefficients](noise.png)
-
-The keyframe above is one that we shall meet being made. At $\sigma =$ ⟨levels[0].item():.1f⟩ the
-denoised window has ⟨quality[0]:.1f⟩ dB against the clean one, at $\sigma =$
-⟨levels[-1].item():.0f⟩ only ⟨quality[-1]:.1f⟩ dB. There the picture cannot come from $x$: it comes
-from what the network is told, to which we turn now.
-""")
-
 canvas = Canvas(5.0)
 seen = [false_colours(c * x[0, star]) for c, x in zip(c_in, noisy)]
 canvas.tiles(0.85, 0.22, 1.26, [seen, colours(torch.cat([
@@ -267,7 +166,7 @@ for sigma in levels:
     axes.axvline(sigma, color=GREY, lw=0.5, ls=":")
 axes.axhline(0, color=GREY, lw=0.4)
 axes.legend(ncols=3, loc="lower left")
-page.show("noise.png", canvas)
+page.stop(3, "noise.png", canvas)
 
 # %% 4. What the network is given
 middle = len(sigmas) // 2  # a step of the sampler, half way
@@ -287,37 +186,6 @@ given = model.keyframe.attach(c_in[2] * noisy[2], known.concat)  # (T, 2 C, h, w
 between = model.interp.attach(diffusion.scalings(sigma[0])[2] * x[star : star + 1],
                               ends.concat[star : star + 1])  # (T, 2 C + 1, h, w)
 learned = model.interp.learned_mask
-
-page.tell(r"""
-## 4. What the network is given
-
-Both networks are the same spatio-temporal UNet and work on $T =$ ⟨T⟩ frames together. What makes
-them different is told at the entrance, as further channels beside the noisy ones:
-
-```math
-\text{keyframes: } [\,c_\mathrm{in} x_t \,;\, z_\mathrm{id}\,] \qquad
-\text{interpolation: } [\,c_\mathrm{in} x_t \,;\, s_t \,;\, M_t\,], \quad
-s = (z_\mathrm{s}, z_\mathrm{m}, \ldots, z_\mathrm{m}, z_\mathrm{e})
-```
-
-A keyframe has ⟨C⟩ + ⟨C⟩ = ⟨given.shape[1]⟩ channels: every one sees the identity latent. Between
-two keyframes there are ⟨C⟩ + ⟨C⟩ + 1 = ⟨between.shape[1]⟩: the first and last frame see
-their own clean latents, the others a learned embedding $z_\mathrm{m}$, and the mask $M$ says which
-is which. (With the shipped weights a blend of both ends is added to $z_\mathrm{m}$. Its values have a
-root mean square of ⟨learned.square().mean().sqrt().item():.2f⟩.)
-
-⟪stage.py: start, end = concat … return torch.cat([x, sequence, mask]⟫
-
-![The input channels of keyframes and of interpolation, and the attention of frames to tokens](inputs.png)
-
-The sound enters twice. As context, every frame attends to all ⟨T⟩ tokens of the window; on the
-right is what the middle block made of that, averaged over heads and pixels: ⟨heavy⟩ tokens get
-⟨100 * heavy_share:.0f⟩ % of it. But tokens carry no position, so a frame cannot tell by itself which
-one is its own, and the frames look at much the same ones. That is why a frame's own token also goes
-into its embedding, together with the noise level and the emotion:
-
-⟪unet.py: own = context.flatten … emb = self.time_embed⟫
-""")
 
 canvas = Canvas(5.75)
 side = 5.2 / between.shape[1] - 0.04
@@ -340,7 +208,7 @@ axes = canvas.axes(6.65, 0.55, 2.1, 2.1, xlabel="audio token", ylabel="frame",
                    xticks=range(0, T, 3), yticks=range(0, T, 3))
 axes.imshow(weights, cmap="Blues", vmin=0)
 canvas.text(7.7, 0.4, "attention to the sound", ha="center")
-page.show("inputs.png", canvas)
+page.stop(4, "inputs.png", canvas)
 
 # %% 5. The emotion
 width = config.keyframe.unet.emotion_dim // 2
@@ -358,42 +226,18 @@ guided = guided_keyframes(model.keyframe.denoise, told, config.id_guidance, conf
 chosen = [int((places == g).nonzero()[:, 0].median()) for g in range(5)]
 moods = torch.stack([model.vae.to_images(row[chosen]) for row in moods])  # (5, 5, 3, H, W)
 
-page.tell(r"""
-## 5. The emotion
-
-An emotion is two numbers a frame, each from -1 to 1: valence $v$, from unpleasant to pleasant, and
-arousal $a$, from calm to excited. Two numbers would be lost among thousands, so each becomes a row
-of cosines and sines of different frequencies, as noise levels do:
-
-```math
-\gamma(v) = [\cos(f_k v), \sin(f_k v)]_{k = 0 \ldots m - 1}, \quad f_k = 10000^{-k/m}, \qquad
-e = \mathrm{MLP}(\gamma(c_\mathrm{noise})) + \mathrm{MLP}([\gamma(v)\,;\,\gamma(a)\,;\,a_t])
-```
-
-⟪unet.py: half = width // 2 … return torch.cat([angles.cos()⟫
-
-Here $m =$ ⟨width // 2⟩. Only ⟨moving⟩ of the ⟨width⟩ values of $\gamma(v)$ change by more than a
-hundredth between the ends of the range: such features were made to count to thousands. The network
-copes.
-
-![The sinusoids of valence, and one face along valence and arousal](emotion.png)
-
-The faces are keyframes of five windows in silence, all from the same noise: each row has a valence,
-and along its window the arousal rises. Nobody has drawn them; the person is known from one neutral
-picture.
-""")
-
-canvas = Canvas(5.35)
-axes = canvas.axes(0.5, 0.3, 2.0, 4.5, xlabel="k, cosines then sines", ylabel="valence")
+canvas = Canvas(5.6)
+axes = canvas.axes(0.55, 0.3, 2.2, 4.81, xlabel="cosines, then sines", ylabel="valence v",
+                   yticks=grades)
 axes.imshow(sines, cmap="RdBu_r", aspect="auto", origin="lower", vmin=-1, vmax=1,
             extent=(-0.5, width - 0.5, -1, 1))
-canvas.text(1.5, 0.18, r"$\gamma(v)$", ha="center")
+canvas.text(1.65, 0.18, r"$\gamma(v)$", ha="center")
 canvas.tiles(3.9, 0.3, 0.93, colours(moods), 0.04, [f"{v:g}" for v in grades.flip(0)])
 for i, grade in enumerate(grades):
     canvas.text(4.37 + 0.97 * i, 5.25, f"{grade:g}", ha="center")
 canvas.text(3.35, 2.7, "valence", rotation=90, ha="center")
-canvas.text(6.3, 0.18, r"arousal $\rightarrow$", ha="center")
-page.show("emotion.png", canvas)
+canvas.text(6.3, 5.45, "arousal", ha="center")
+page.stop(5, "emotion.png", canvas)
 
 # %% 6. Training
 sigma = torch.tensor(config.keyframe.p_mean).exp()
@@ -403,36 +247,6 @@ lower = (torch.arange(h) >= h // 2).float()
 weighted = by_row * (1 + lower * (config.keyframe.lambda_lower - 1))
 shares = [100 * (v * lower).sum().item() / v.sum().item() for v in (by_row, weighted)]
 
-page.tell(r"""
-## 6. Training, in ten lines
-
-A step of training takes clean latents, adds noise of a random level, and asks for them back:
-
-```math
-\ln \sigma \sim \mathcal{N}(P_\mathrm{mean}, P_\mathrm{std}^2), \qquad
-L = \mathbb{E}\,\lambda(\sigma)\, w_\mathrm{lower}\, (D(x_0 + \sigma n; \sigma) - x_0)^2, \qquad
-\lambda(\sigma) = \frac{\sigma^2 + 1}{\sigma^2}
-```
-
-⟪stage.py: noisy = x0 + sigma … latent = diffusion.latent_loss⟫
-
-$\lambda$ makes every level count alike. $w_\mathrm{lower}$ lets the lower half of the rows, where
-the mouth is, count ⟨config.keyframe.lambda_lower⟩ times (the paper:
-⟨Config().keyframe.lambda_lower:g⟩ times). No clip of a training is shipped, so the keyframes of our
-film stand in for one here, at the commonest level, $\sigma =$ ⟨sigma.item():.2f⟩:
-
-![Clean, noisy, denoised, the error, and the loss of each row](training.png)
-
-The lower half has ⟨shares[0]:.0f⟩ % of the loss by itself and ⟨shares[1]:.0f⟩ % with the weight. The
-loop around it is everyone's:
-
-⟪train_keyframe.py: norm = nn.utils.clip_grad_norm_ … average.update_parameters⟫
-
-Now and then a clip's identity or its sound is dropped: the identity with probability
-⟨config.keyframe.drop_identity⟩, the sound with ⟨config.keyframe.drop_audio⟩. What that is good for
-we shall see two stops ahead.
-""")
-
 canvas = Canvas(2.2)
 error = (D - x0)[star].square().mean(0).sqrt()
 canvas.tiles(0.05, 0.25, 1.6, [[*colours(model.vae.to_images(x0[star : star + 1])),
@@ -441,11 +255,12 @@ canvas.tiles(0.05, 0.25, 1.6, [[*colours(model.vae.to_images(x0[star : star + 1]
              columns=[r"$x_0$, decoded", r"$x_0 + \sigma n$", "D, decoded"])
 canvas.image(5.0, 0.25, 1.6, error, cmap="magma", vmin=0, vmax=1)
 canvas.text(5.8, 0.16, r"$|D - x_0|$", ha="center")
-axes = canvas.axes(6.95, 0.25, 1.8, 1.6, ylim=(h - 0.5, -0.5), xlabel="loss", ylabel="row")
+axes = canvas.axes(7.2, 0.25, 1.55, 1.6, ylim=(h - 0.5, -0.5), xlabel="loss", ylabel="row",
+                   yticks=range(0, h, 4))
 axes.barh(range(h), weighted, color=ORANGE, label="weighted")
 axes.barh(range(h), by_row, color=BLUE, label="plain")
-axes.legend(loc="upper right", fontsize=6)
-page.show("training.png", canvas)
+axes.legend(loc="lower right", fontsize=6)
+page.stop(6, "training.png", canvas)
 
 # %% 7. Sampling keyframes
 steps = len(sigmas)
@@ -455,29 +270,7 @@ Ds = torch.cat([diffusion.guide_keyframes(p, film.id_guidance, film.audio_guidan
 away = (Ds - Ds[-1]).square().mean((1, 2, 3, 4)).sqrt()  # (steps,)
 settled = next(i for i in range(steps) if away[i] < away[0] / 2)
 
-page.tell(r"""
-## 7. Sampling keyframes
-
-Now the film begins. The sampler starts from noise at $\sigma =$ ⟨sigmas[0].item():g⟩ and follows an
-ordinary differential equation down to zero, in ⟨steps⟩ steps of Euler. At each it asks the denoiser
-where the clean latents lie, and goes a part of the way:
-
-```math
-\frac{dx}{d\sigma} = \frac{x - D(x; \sigma)}{\sigma}, \qquad
-x \leftarrow x + (\sigma_\mathrm{next} - \sigma)\,\frac{x - D(x; \sigma)}{\sigma}
-```
-
-⟪diffusion.py: x = noise * (SIGMA_DATA … yield x⟫
-
-![The noisy latents and the denoiser's guess at each step, and the finished keyframes](sampling.png)
-
-Read the second row from left to right: the first guess is already a person, for she is told, and an
-average mouth. After ⟨settled⟩ steps the guess has come half of its way to the end. What is last
-added is small and sharp. All ⟨T⟩ keyframes of a window are made together, ⟨S⟩ video frames apart,
-so the window spans ⟨(T - 1) * S / FPS:.2f⟩ s.
-""")
-
-canvas = Canvas(2.9)
+canvas = Canvas(2.65)
 step = 8.15 / steps
 guess = colours(model.vae.to_images(Ds[:, star]))
 scaled = diffusion.scalings(sigmas)[2].float()[:, None, None, None] * xs[:, star]
@@ -486,7 +279,7 @@ canvas.tiles(0.62, 0.22, step - 0.04, [false_colours(scaled), guess], 0.04,
 canvas.text(0.54, 0.13, r"$\sigma$ =", ha="right")
 canvas.tiles(0.62, 2.0, 8.15 / T - 0.04, [colours(model.vae.to_images(x0))], 0.04, ["window"],
              [f"{i / FPS:.2f} s" for i in where])
-page.show("sampling.png", canvas)
+page.stop(7, "sampling.png", canvas)
 
 # %% 8. Guidance
 neither, told_id, told_both = parts.unbind(1)
@@ -495,30 +288,6 @@ sizes = [(b - a).square().mean((1, 2, 3, 4)).sqrt() for a, b in
 step = int(sizes[1].argmax())
 three = [model.vae.to_images(d[step, star : star + 1])[0] for d in (neither, told_id, told_both)]
 summed = model.vae.to_images(Ds[step, star : star + 1])[0]
-
-page.tell(r"""
-## 8. Guidance
-
-Because conditions were dropped in training, the network can also say what it would expect without
-them. The difference is what a condition contributes, and guidance exaggerates it. At each step
-there are three evaluations: told neither, told the identity, told identity and sound.
-
-```math
-D = D_\varnothing + w_\mathrm{id}\,(D_\mathrm{id} - D_\varnothing)
-  + w_\mathrm{aud}\,(D_\mathrm{id,aud} - D_\mathrm{id})
-```
-
-⟪diffusion.py: neither, identity, both … return neither⟫
-
-![The three evaluations, their two differences, and the guided sum](guidance.png)
-
-This is the step at which the sound says most, at $\sigma =$ ⟨sigmas[step].item():.2f⟩. Told nothing,
-the network draws somebody; told the identity, our person with a mouth that could say anything; told
-the sound, the mouth opens. The differences lie where you expect them. Here $w_\mathrm{id} =$
-⟨film.id_guidance⟩ and $w_\mathrm{aud} =$ ⟨film.audio_guidance⟩ (the paper:
-⟨Config().id_guidance⟩ and ⟨Config().audio_guidance⟩); with 1 and 1 only the last evaluation would
-remain. The emotion is told all three, so guidance leaves it alone.
-""")
 
 canvas = Canvas(3.95)
 canvas.tiles(0.05, 0.25, 1.6, [[colours(d) for d in three]], 0.15,
@@ -541,36 +310,11 @@ for name, size, colour in zip(("identity", "sound"), sizes, (BLUE, ORANGE)):
     axes.plot(sigmas, size, ".-", color=colour, label=f"what the {name} adds")
 axes.invert_xaxis()
 axes.legend()
-page.show("guidance.png", canvas)
+page.stop(8, "guidance.png", canvas)
 
 # %% 9. The plan
 K = plan.keyframes
 unused = plan.windows * plan.per_window - K
-
-page.tell(r"""
-## 9. The plan of a long video
-
-The network knows ⟨T⟩ frames, the film has ⟨N⟩. Sound of $L$ samples gives $N$ video frames at
-⟨FPS⟩ a second, of which every ⟨S⟩th is a keyframe:
-
-```math
-N = \lceil L / 640 \rceil, \qquad K = \lceil (N - 1) / S \rceil + 1, \qquad
-\text{segment } k: \text{ frames } kS, \ldots, (k + 1)S
-```
-
-That is $K =$ ⟨K⟩ here. *Windows* of ⟨plan.per_window⟩ keyframes know nothing of each other. A
-*segment* reaches from one keyframe to the next, both included, and the segments that begin in a
-window are a *group*. The last of a group ends on the first keyframe of the next window, so
-interpolation hides the seam.
-
-⟪keyface.py: def segments(self … return [(k * self.spacing⟫
-
-![The keyframes of this film, and its windows, segments and groups](plan.png)
-
-Every keyframe looks back at the same identity frame and none at another keyframe's window, so
-nothing drifts. Methods that go on from their own last frames make each error the beginning of the
-next. The last window is whole, too: ⟨unused⟩ of its elements lie past the end and are not used.
-""")
 
 canvas = Canvas(2.75)
 span = plan.window(plan.windows - 1)[-1]
@@ -595,7 +339,7 @@ for group in range(plan.groups):
               va="center")
 axes.axvline(N - 1, color=GREY, lw=0.8, ls="--")
 axes.text(N + 1, 1.4, "the sound ends", color=GREY)
-page.show("plan.png", canvas)
+page.stop(9, "plan.png", canvas)
 
 # %% 10. Interpolation
 levels = diffusion.schedule(film.steps, config.interp.sigma_max)[:-1]
@@ -605,31 +349,6 @@ steered = diffusion.autoguide(bad, good, film.autoguidance)
 step = int((good - bad).square().mean((1, 2, 3, 4, 5)).argmax())
 gap = (good - bad)[step, star].square().mean((1, 2, 3)).sqrt()  # (T,)
 odd = int(gap.argmax())
-
-page.tell(r"""
-## 10. Interpolation
-
-The second network fills a segment. It is given both ends, as channels (stop 4), and the sound of
-all ⟨T⟩ frames, and no emotion: its ends show it. It makes the ends again, too.
-
-The guidance here has no condition to leave out. The *bad model* is an early, under-trained state of
-the same network. It errs where the good one errs, only more so; away from it is towards the truth:
-
-```math
-D = D_\mathrm{bad} + w\,(D_\mathrm{good} - D_\mathrm{bad}), \qquad w =
-```
-
-with $w =$ ⟨film.autoguidance⟩ here and ⟨Config().autoguidance⟩ in the paper.
-
-⟪stage.py: part = denoise(x[s] … parts.append(part)⟫
-
-![A segment: its ends, what is between them at some steps, and autoguidance](interpolation.png)
-
-At the top is what the network is told to begin with: between the open mouth and the next keyframe
-it knows no more than a blend. Below are its guesses. Where the blend has two mouths at once the
-guess soon has one, and it goes with the sound. The models differ most at $\sigma =$
-⟨levels[step].item():.2f⟩, by ⟨gap[odd].item():.2f⟩ in frame ⟨odd⟩ (root mean square).
-""".replace(r", \qquad w =" + "\n", "\n"))
 
 canvas = Canvas(4.6)
 side = 7.9 / T - 0.04
@@ -644,7 +363,7 @@ canvas.tiles(0.85, top, 1.3, [[colours(d) for d in pair]], 0.1,
              columns=["bad", "good", "guided"])
 canvas.image(5.35, top, 1.3, (pair[1] - pair[0]).mean(0), vmin=-0.5, vmax=0.5)
 canvas.text(6.0, top - 0.09, "good less bad", ha="center")
-page.show("interpolation.png", canvas)
+page.stop(10, "interpolation.png", canvas)
 
 # %% 11. Shared frames and borders
 apart = (steered[:, :-1, -1] - steered[:, 1:, 0]).square().mean((1, 2, 3, 4)).sqrt()  # (steps,)
@@ -653,28 +372,6 @@ change = (latents[1:] - latents[:-1]).square().mean((1, 2, 3)).sqrt()  # (N - 1,
 border = plan.span
 twice = [groups[0][1][-1], groups[1][1][0]]  # made by both groups
 seam = (twice[0] - twice[1]).square().mean().sqrt().item()
-first = [model.vae.to_images(d[None])[0] for d in (steered[0, star - 1, -1], steered[0, star, 0])]
-
-page.tell(r"""
-## 11. Shared frames and borders
-
-Two neighbouring segments make the keyframe between them both. The paper averages: within a group,
-both copies start from the same noise, and after each step both are set to their mean.
-
-```math
-x^{(k)}_{T} , \; x^{(k+1)}_{1} \; \leftarrow \; \tfrac12 \left( x^{(k)}_{T} + x^{(k+1)}_{1} \right)
-```
-
-⟪diffusion.py: x = x.clone() … return x⟫
-
-![How far apart two copies of a shared frame are at each step, and the change from frame to frame](borders.png)
-
-The two guesses about one frame are ⟨apart[0].item():.3f⟩ apart at the first step (root mean square)
-and ⟨apart[-1].item():.3f⟩ at the last. Across groups nothing is averaged, so that a film can be
-handed out while it is made: frame ⟨border⟩, which both groups made, is the earlier one's, and the
-later copy is dropped. They are ⟨seam:.3f⟩ apart; from any frame to the next the film changes by
-⟨change.mean().item():.3f⟩ on average.
-""")
 
 canvas = Canvas(2.1)
 axes = canvas.axes(0.55, 0.3, 2.6, 1.35, xscale="log", yscale="log", xlabel=r"$\sigma$")
@@ -687,33 +384,13 @@ for i in range(K):
 axes.axvline(border, color=ORANGE)
 axes.plot(np.arange(1, N), change, color=BLUE)
 canvas.text(3.75, 0.15, "change from frame to frame; keyframes dotted, the border of groups orange")
-page.show("borders.png", canvas)
+page.stop(11, "borders.png", canvas)
 
 # %% 12. The film
 jaw = read((latents - latents.mean(0)).flatten(1), "jaw")[:, 0]  # (N,)
 power = np.resize(wave, (N, len(wave) // N)) ** 2
 loud = torch.from_numpy(10 * np.log10(power.mean(1) + 1e-6)).float()
 speaking = torch.corrcoef(torch.stack([jaw, loud]))[0, 1].item()
-
-page.tell(r"""
-## 12. The film
-
-The decoder turns each latent back into a picture (stop 1), a few at a time, while the next window
-is still noise. So memory does not grow with the film, and it can be watched from the start.
-
-```math
-\hat I_t = \mathcal{D}(s\,x_t + \mu), \qquad t = 0, \ldots, N - 1
-```
-
-⟪keyface.py: own = plan.written(group) … current = following⟫
-
-![Frames of the film, loudness and jaw over time](film.png)
-
-A linear read-out of the latents (fitted like those of stop 2; ⟨about["figures"]["jaw"]:.2f⟩
-correlation with the truth on people it has never seen) follows the jaw. It opens
-with the voice, but not simply with loudness: the two correlate with ⟨speaking:.2f⟩. An *m* is loud
-and shut, and the laugh near ⟨laugh.min().item():.0f⟩ s is open and soft.
-""")
 
 canvas = Canvas(2.85)
 count = 10
@@ -724,7 +401,7 @@ for i, (name, values, colour) in enumerate((("loudness, dB", loud, GREY), ("jaw"
     axes.plot(np.arange(N) / FPS, values, color=colour)
     axes.tick_params(labelbottom=i == 1)
 axes.set_xlabel("seconds")
-page.show("film.png", canvas)
+page.stop(12, "film.png", canvas)
 
 # %% 13. Full size
 full, names = Config(), ("shipped", "full size")
@@ -750,38 +427,6 @@ def route(stage) -> list[tuple[int, int]]:
 routes = {name: route(m.keyframe) for name, m in both.items()}
 tiny, large = number.values()
 
-page.tell(r"""
-## 13. The same at full size
-
-All of this is the released model at another size; `Config()` is the one and `Config.tiny()` the
-other, and no line of the method differs. The same stops, in shapes:
-
-| stop | shipped | full size |
-| --- | --- | --- |
-| 1: picture | ⟨config.size⟩ × ⟨config.size⟩ | ⟨full.size⟩ × ⟨full.size⟩ |
-| 1: latents $C \times h \times w$ | ⟨" × ".join(map(str, (C, h, w)))⟩ | ⟨" × ".join(map(str, full.keyframe.latent_shape))⟩ |
-| 2: audio tokens of a window, $T \times 2 \times D_a$ | ⟨T⟩ × 2 × ⟨config.audio.width⟩ | ⟨full.keyframe.frames⟩ × 2 × ⟨full.audio.width⟩ |
-| 4: context, $T \times D_c$ | ⟨T⟩ × ⟨config.keyframe.unet.context_dim⟩ | ⟨full.keyframe.frames⟩ × ⟨full.keyframe.unet.context_dim⟩ |
-| 4: input channels | ⟨config.keyframe.unet.in_channels⟩ and ⟨config.interp.unet.in_channels⟩ | ⟨full.keyframe.unet.in_channels⟩ and ⟨full.interp.unet.in_channels⟩ |
-| 5: emotion vector | ⟨config.keyframe.unet.emotion_dim⟩ | ⟨full.keyframe.unet.emotion_dim⟩ |
-| 6: weight of the lower half | ⟨config.keyframe.lambda_lower⟩ and ⟨config.interp.lambda_lower⟩ | ⟨full.keyframe.lambda_lower⟩ and ⟨full.interp.lambda_lower⟩ |
-| 7: highest noise level | ⟨config.keyframe.sigma_max:g⟩ | ⟨full.keyframe.sigma_max:g⟩ |
-| 8: $w_\mathrm{id}$, $w_\mathrm{aud}$ | ⟨config.id_guidance⟩, ⟨config.audio_guidance⟩ | ⟨full.id_guidance⟩, ⟨full.audio_guidance⟩ |
-| 9: keyframes of a window | ⟨T - config.dummy_first⟩ | ⟨full.keyframe.frames - full.dummy_first⟩ |
-| autoencoder | ⟨tiny["vae"]:.1f⟩ M parameters | ⟨large["vae"]:,.0f⟩ M |
-| WavLM, BEATs | ⟨tiny["wavlm"]:.2f⟩ M, ⟨tiny["beats"]:.2f⟩ M | ⟨large["wavlm"]:.0f⟩ M, ⟨large["beats"]:.0f⟩ M |
-| keyframe network | ⟨tiny["keyframe"]:.1f⟩ M | ⟨large["keyframe"]:,.0f⟩ M |
-| interpolation network | ⟨tiny["interp"]:.1f⟩ M | ⟨large["interp"]:,.0f⟩ M |
-
-⟪unet.py: self.middle_block = … [res(channels, channels), attention⟫
-
-![The tensors on their way through both networks](sizes.png)
-
-Each bar is what a block hands on: as tall as its picture, as dark as it has channels. On the way
-down the picture shrinks and the channels grow. (The full-size network was built without contents
-for this, from its configuration alone.)
-""")
-
 canvas = Canvas(2.5)
 for i, (name, found) in enumerate(routes.items()):
     axes = canvas.axes(0.1 + 4.4 * i, 0.3, 4.2, 1.9, ylim=(-1.35, 1.35))
@@ -795,41 +440,9 @@ for i, (name, found) in enumerate(routes.items()):
         axes.text(j, -found[j][1] / sides - 0.06, f"{found[j][1]}²", ha="center", va="top",
                   fontsize=7)
     canvas.text(2.2 + 4.4 * i, 0.15, f"{name}: {number[name]['keyframe']:,.1f} M", ha="center")
-page.show("sizes.png", canvas)
+page.stop(13, "sizes.png", canvas)
 
-# %% Exercises, and the page
-page.tell(r"""
-## Exercises
-
-Each is one command; compare with the film of `python sample.py`.
-
-1. `python sample.py --audio-guidance 0`. What is left of the sound? Keyframes do not hear it any
-   more, but segments do: the mouth speaks between keyframes and is pulled back at each of them.
-2. `python sample.py --audio-guidance 6`. The mouth overacts, and colours leave their range.
-3. `python sample.py --id-guidance 0`. The person is no longer told: see who comes instead.
-4. `python sample.py --autoguidance 0`. All the segments are the bad model's.
-5. `python sample.py --seed 7`. The same words. Blinks, gaze and head are others: the sound does not
-   tell them.
-6. `python sample.py --steps 3`, then `--steps 40`. How few are enough, and does the rest pay?
-7. `python sample.py --emotion "0:-1,1 8:1,-1"`. A way through the square of stop 5, from corner to
-   corner.
-8. `python -m toy.world out/people`, then `python sample.py --image out/people/clip_003.png`. Somebody
-   else, with the same voice. (It needs the extra `toy`.)
-9. `cp -r weights/tiny out/apart`, set `average_shared` to `false` in its `config.json`, then
-   `python sample.py --weights out/apart`. Nothing is averaged: do you see the keyframes?
-10. Train without BEATs: let its last layer say zero, and train both stages anew. Speech will be as
-    good as before, and laughs will be guessed from WavLM.
-
-    ```bash
-    mkdir -p runs/deaf && cp weights/tiny/{config.json,vae,wavlm,beats}* runs/deaf
-    python -c "from safetensors.torch import *; f = 'runs/deaf/beats.safetensors'; w = load_file(f)
-    for k in w: w[k] *= 'layers.2.final_layer_norm' not in k
-    save_file(w, f)"
-    python train_keyframe.py --init runs/deaf --out runs/nobeats
-    python train_interp.py --out runs/nobeats
-    ```
-""")
-
+# %% The film, and the page
 pictures = [Image.fromarray(f).resize((192, 192), Image.LANCZOS) for f in frames[::2]]
 pictures[0].save(page.folder / "film.webp", save_all=True, append_images=pictures[1:],
                  duration=2000 // FPS, loop=0, quality=70)

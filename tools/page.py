@@ -60,34 +60,41 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in data)).hexdigest()[:16]
 
 
-class Picture:
-    """A picture of the page, which a notebook shows."""
+class Stop:
+    """A part of the page, with its picture, as a notebook shows it."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, text: str, picture: Path | None):
+        self.text, self.picture = text, picture
 
-    def _repr_png_(self) -> bytes:
-        return self.path.read_bytes()
+    def _repr_mimebundle_(self, **_) -> dict[str, object]:
+        shown = {"text/markdown": self.text}
+        return shown | ({"image/png": self.picture.read_bytes()} if self.picture else {})
 
 
 class Page:
-    """A folder's README.md and its pictures, in the making. `values` is the program's namespace."""
+    """A folder's README.md in the making, from the folder's template.md, whose parts begin with
+    "## ", and its pictures. `values` is the namespace of the program that makes it."""
 
     def __init__(self, folder: Path, values: dict[str, object]):
-        self.folder, self.values, self.parts = folder, values, []
+        self.folder, self.values, self.parts = folder, values, {}
+        text = (folder / "template.md").read_text(encoding="utf-8")
+        self.texts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
 
-    def tell(self, text: str) -> None:
-        """Adds a part of the page. What is in ⟨ ⟩ must be known by now."""
-        self.parts.append(quoted(filled(text.strip(), self.values)))
-
-    def show(self, name: str, canvas: "Canvas") -> Picture:
-        """Writes a picture of the page."""
-        save_figure(self.folder / name, canvas.figure, Software=None)
-        return Picture(self.folder / name)
+    def stop(self, number: int, picture: str = "", canvas: "Canvas | None" = None) -> Stop:
+        """Writes part `number` of the page (0: what stands before the first heading) with what is
+        known now, and draws its picture."""
+        self.parts[number] = quoted(filled(self.texts[number], self.values))
+        if canvas:
+            save_figure(self.folder / picture, canvas.figure, Software=None)
+        return Stop(self.parts[number], self.folder / picture if canvas else None)
 
     def write(self) -> None:
+        """Writes the page; what needed no stop is told now."""
+        for i in set(range(len(self.texts))) - self.parts.keys():
+            self.stop(i)
         with replacing(self.folder / "README.md") as temporary:
-            temporary.write_text("\n\n".join(self.parts) + "\n", encoding="utf-8")
+            temporary.write_text("".join(self.parts[i] for i in range(len(self.texts))),
+                                 encoding="utf-8")
 
 
 class Canvas:
