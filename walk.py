@@ -65,12 +65,10 @@ frames = np.stack(list(model.animate(face, wave, cli.EMOTION)))  # (N, H, W, 3) 
 film, plan, N = windows[0][0][0], windows[0][0][0].plan, len(frames)
 sigmas = diffusion.schedule(config.steps, config.keyframe.sigma_max)[:-1]  # those of evaluations
 keys = torch.cat([latents for _, latents in windows])[: plan.keyframes]  # (K, C, h, w)
-for module, name in ((model, "keyframes"), (model, "frames_between"), (model.keyframe, "denoise"),
-                     (model.interp, "denoise"), (model.interp_bad, "denoise")):
-    delattr(module, name)  # nobody watches any more
 
 # Linear maps that say what lies open in tokens and latents, fitted by `python -m toy.readout`.
-readouts, about = (load(page.folder / "readouts.safetensors") for load in (load_file, load_metadata))
+readouts = load_file(page.folder / "readouts.safetensors")
+about = load_metadata(page.folder / "readouts.safetensors")
 about = {name: json.loads(value) for name, value in about.items()}
 if about["of"] != fingerprint(cli.WEIGHTS):
     cli.warn("walk/readouts.safetensors is of other weights; run: python -m toy.readout")
@@ -103,7 +101,7 @@ canvas.text(7.68, 0.11, "what is lost", ha="center")
 side = min(1.05, 8.75 / C - 0.05)
 canvas.tiles((8.75 - C * (side + 0.05)) / 2, 2.6, side, [identity[0]],
              columns=[f"channel {c + 1}" for c in range(C)])
-page.stop(1, "latents.png", canvas)
+page.stop(1, "latents.webp", canvas)
 
 # %% 2. The sound
 tokens = model.audio(film.wave)  # (N, 2, D_a)
@@ -138,7 +136,7 @@ for i, name in enumerate(halves):
         axes.text((a + b) / 4 / FPS, 1.8 - 0.6 * i, about["phonemes"][said[a]].replace("_", ""),
                   ha="center", va="center", color=(BLUE, ORANGE)[i])
     canvas.text(0.78, 5.78 + 0.19 * i, f"{name} says", ha="right", color=(BLUE, ORANGE)[i])
-page.stop(2, "sound.png", canvas)
+page.stop(2, "sound.webp", canvas)
 
 # %% 3. Noise
 x0, star = windows[0][1], int(read((keys - keys.mean(0)).flatten(1), "jaw")[:T].argmax())
@@ -159,21 +157,23 @@ canvas.tiles(0.85, 0.22, 1.26, [seen, colours(torch.cat([
     model.vae.to_images(d[0, star : star + 1]) for d in denoised]))], 0.06,
     [r"$c_\mathrm{in}\,x$", "D, decoded"], [rf"$\sigma$ = {sigma:.3g}" for sigma in levels])
 fine = torch.logspace(-2, 2.5, 200)
-axes = canvas.axes(0.85, 3.1, 7.9, 1.4, xscale="log", xlabel=r"$\sigma$", xlim=(0.01, 300), yticks=(-1, 0, 1))
-for name, values, colour in zip(("skip", "out", "in"), diffusion.scalings(fine), (INK, ORANGE, BLUE)):
+axes = canvas.axes(0.85, 3.1, 7.9, 1.4, xscale="log", xlabel=r"$\sigma$", xlim=(0.01, 300),
+                   yticks=(-1, 0, 1))
+for name, values, colour in zip(("skip", "out", "in"), diffusion.scalings(fine),
+                                (INK, ORANGE, BLUE)):
     axes.plot(fine, values, color=colour, label=rf"$c_\mathrm{{{name}}}$")
 for sigma in levels:
     axes.axvline(sigma, color=GREY, lw=0.5, ls=":")
 axes.axhline(0, color=GREY, lw=0.4)
 axes.legend(ncols=3, loc="lower left")
-page.stop(3, "noise.png", canvas)
+page.stop(3, "noise.webp", canvas)
 
 # %% 4. What the network is given
 middle = len(sigmas) // 2  # a step of the sampler, half way
-listening = watched(model.keyframe.unet.middle_block[1].transformer_blocks[0].attn2, "forward")
+attention = model.keyframe.unet.middle_block[1].transformer_blocks[0].attn2
+listening = watched(attention, "forward")
 model.keyframe.denoise(noisy[2], levels[2:3], known)
-(queries, context), attention = listening[0][0], model.keyframe.unet.middle_block[1]
-attention = attention.transformer_blocks[0].attn2
+queries, context = listening[0][0]  # (1, T h' w', C), (1, T, D_c)
 q, k = (y.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)[0]  # (heads, T h' w' or T, d)
         for y in (attention.to_q(queries), attention.to_k(context)))
 weights = (q @ k.mT / attention.head_dim**0.5).softmax(-1).mean(0)  # (T h' w', T)
@@ -208,7 +208,7 @@ axes = canvas.axes(6.65, 0.55, 2.1, 2.1, xlabel="audio token", ylabel="frame",
                    xticks=range(0, T, 3), yticks=range(0, T, 3))
 axes.imshow(weights, cmap="Blues", vmin=0)
 canvas.text(7.7, 0.4, "attention to the sound", ha="center")
-page.stop(4, "inputs.png", canvas)
+page.stop(4, "inputs.webp", canvas)
 
 # %% 5. The emotion
 width = config.keyframe.unet.emotion_dim // 2
@@ -237,7 +237,7 @@ for i, grade in enumerate(grades):
     canvas.text(4.37 + 0.97 * i, 5.25, f"{grade:g}", ha="center")
 canvas.text(3.35, 2.7, "valence", rotation=90, ha="center")
 canvas.text(6.3, 5.45, "arousal", ha="center")
-page.stop(5, "emotion.png", canvas)
+page.stop(5, "emotion.webp", canvas)
 
 # %% 6. Training
 sigma = torch.tensor(config.keyframe.p_mean).exp()
@@ -260,7 +260,7 @@ axes = canvas.axes(7.2, 0.25, 1.55, 1.6, ylim=(h - 0.5, -0.5), xlabel="loss", yl
 axes.barh(range(h), weighted, color=ORANGE, label="weighted")
 axes.barh(range(h), by_row, color=BLUE, label="plain")
 axes.legend(loc="lower right", fontsize=6)
-page.stop(6, "training.png", canvas)
+page.stop(6, "training.webp", canvas)
 
 # %% 7. Sampling keyframes
 steps = len(sigmas)
@@ -279,7 +279,7 @@ canvas.tiles(0.62, 0.22, step - 0.04, [false_colours(scaled), guess], 0.04,
 canvas.text(0.54, 0.13, r"$\sigma$ =", ha="right")
 canvas.tiles(0.62, 2.0, 8.15 / T - 0.04, [colours(model.vae.to_images(x0))], 0.04, ["window"],
              [f"{i / FPS:.2f} s" for i in where])
-page.stop(7, "sampling.png", canvas)
+page.stop(7, "sampling.webp", canvas)
 
 # %% 8. Guidance
 neither, told_id, told_both = parts.unbind(1)
@@ -310,7 +310,7 @@ for name, size, colour in zip(("identity", "sound"), sizes, (BLUE, ORANGE)):
     axes.plot(sigmas, size, ".-", color=colour, label=f"what the {name} adds")
 axes.invert_xaxis()
 axes.legend()
-page.stop(8, "guidance.png", canvas)
+page.stop(8, "guidance.webp", canvas)
 
 # %% 9. The plan
 K = plan.keyframes
@@ -324,22 +324,20 @@ at = axes.transData + canvas.figure.dpi_scale_trans.inverted()  # numbers to inc
 for i, image in enumerate(colours(model.vae.to_images(keys))):
     canvas.image(at.transform((i * S, 0))[0] - 0.13, 0.1 + 0.3 * (i % 2), 0.27, image)
 for i in range(plan.windows):
-    placed = plan.window(i)
-    axes.plot(placed, [3] * T, "-o", color=(BLUE, ORANGE)[i % 2], ms=4, lw=0.8, markevery=[
-        j for j, f in enumerate(placed) if f <= (K - 1) * S])
-    axes.plot([f for f in placed if f > (K - 1) * S], [3] * sum(f > (K - 1) * S for f in placed),
-              "o", mfc="white", color=(BLUE, ORANGE)[i % 2], ms=4)
+    placed, colour = plan.window(i), (BLUE, ORANGE)[i % 2]
+    used = [frame for frame in placed if frame <= (K - 1) * S]
+    axes.plot(placed, [3] * T, "-o", color=colour, mfc="white", ms=4, lw=0.8)
+    axes.plot(used, [3] * len(used), "o", color=colour, ms=4)
 for group in range(plan.groups):
     colour, written = (BLUE, ORANGE)[group % 2], plan.written(group)
     for i, (first, last) in enumerate(plan.segments(group)):
         axes.plot((first, last), [2.13 - 0.26 * (i % 2)] * 2, color=colour, lw=3,
                   solid_capstyle="butt")
     axes.plot((written.start, written.stop - 1), (1, 1), color=colour, lw=7, solid_capstyle="butt")
-    axes.text((written.start + written.stop) / 2, 0.6, f"{len(written)} frames", ha="center",
-              va="center")
-axes.axvline(N - 1, color=GREY, lw=0.8, ls="--")
-axes.text(N + 1, 1.4, "the sound ends", color=GREY)
-page.stop(9, "plan.png", canvas)
+    axes.text(written.start, 0.6, f"{len(written)} frames", va="center")
+axes.plot((N - 1, N - 1), (1.3, 3.5), color=GREY, lw=0.8, ls="--")
+axes.text(N + 2, 1.4, "the sound ends", color=GREY)
+page.stop(9, "plan.webp", canvas)
 
 # %% 10. Interpolation
 levels = diffusion.schedule(film.steps, config.interp.sigma_max)[:-1]
@@ -350,7 +348,7 @@ step = int((good - bad).square().mean((1, 2, 3, 4, 5)).argmax())
 gap = (good - bad)[step, star].square().mean((1, 2, 3)).sqrt()  # (T,)
 odd = int(gap.argmax())
 
-canvas = Canvas(4.6)
+canvas = Canvas(4.75)
 side = 7.9 / T - 0.04
 told = model.interp.attach(torch.zeros_like(x0)[None], ends.concat[star : star + 1])[:, C : 2 * C]
 which = sorted({0, len(levels) // 3, 2 * len(levels) // 3, len(levels) - 1})
@@ -361,9 +359,11 @@ pair = [model.vae.to_images(d[step, star, odd][None])[0] for d in (bad, good, st
 top = 0.2 + 5 * (side + 0.04) + 0.3
 canvas.tiles(0.85, top, 1.3, [[colours(d) for d in pair]], 0.1,
              columns=["bad", "good", "guided"])
-canvas.image(5.35, top, 1.3, (pair[1] - pair[0]).mean(0), vmin=-0.5, vmax=0.5)
-canvas.text(6.0, top - 0.09, "good less bad", ha="center")
-page.stop(10, "interpolation.png", canvas)
+canvas.image(5.05, top, 1.3, (pair[1] - pair[0]).mean(0), vmin=-0.5, vmax=0.5)
+canvas.text(5.7, top - 0.09, "good less bad", ha="center")
+canvas.axes(6.85, top, 1.9, 1.0, xlabel="frame").bar(range(T), gap, color=BLUE)
+canvas.text(7.8, top - 0.09, "good less bad, in size", ha="center")
+page.stop(10, "interpolation.webp", canvas)
 
 # %% 11. Shared frames and borders
 apart = (steered[:, :-1, -1] - steered[:, 1:, 0]).square().mean((1, 2, 3, 4)).sqrt()  # (steps,)
@@ -374,17 +374,17 @@ twice = [groups[0][1][-1], groups[1][1][0]]  # made by both groups
 seam = (twice[0] - twice[1]).square().mean().sqrt().item()
 
 canvas = Canvas(2.1)
-axes = canvas.axes(0.55, 0.3, 2.6, 1.35, xscale="log", yscale="log", xlabel=r"$\sigma$")
+axes = canvas.axes(0.55, 0.3, 2.6, 1.35, xscale="log", xlabel=r"$\sigma$", ylim=(0, apart[0] * 1.1))
 axes.plot(levels, apart, ".-", color=BLUE)
 axes.invert_xaxis()
 canvas.text(0.55, 0.15, "two guesses about a shared frame, difference")
-axes = canvas.axes(3.75, 0.3, 5.0, 1.35, xlabel="video frame", xlim=(0, N))
+axes = canvas.axes(3.75, 0.3, 4.9, 1.35, xlabel="video frame", xlim=(0, N))
 for i in range(K):
     axes.axvline(i * S, color=GREY, lw=0.5, ls=":")
 axes.axvline(border, color=ORANGE)
 axes.plot(np.arange(1, N), change, color=BLUE)
 canvas.text(3.75, 0.15, "change from frame to frame; keyframes dotted, the border of groups orange")
-page.stop(11, "borders.png", canvas)
+page.stop(11, "borders.webp", canvas)
 
 # %% 12. The film
 jaw = read((latents - latents.mean(0)).flatten(1), "jaw")[:, 0]  # (N,)
@@ -393,15 +393,14 @@ loud = torch.from_numpy(10 * np.log10(power.mean(1) + 1e-6)).float()
 speaking = torch.corrcoef(torch.stack([jaw, loud]))[0, 1].item()
 
 canvas = Canvas(2.85)
-count = 10
-canvas.tiles(0.55, 0.05, 8.2 / count - 0.04, [frames[[round((i + 0.5) * N / count)
-                                                     for i in range(count)]]], 0.04)
+canvas.tiles(0.55, 0.05, 0.78, [frames[np.linspace(0, N, 10, endpoint=False, dtype=int)
+                                       + N // 20]], 0.04)
 for i, (name, values, colour) in enumerate((("loudness, dB", loud, GREY), ("jaw", jaw, BLUE))):
     axes = canvas.axes(0.55, 1.0 + 0.75 * i, 8.16, 0.65, xlim=(0, N / FPS), ylabel=name)
     axes.plot(np.arange(N) / FPS, values, color=colour)
     axes.tick_params(labelbottom=i == 1)
 axes.set_xlabel("seconds")
-page.stop(12, "film.png", canvas)
+page.stop(12, "film.webp", canvas)
 
 # %% 13. Full size
 full, names = Config(), ("shipped", "full size")
@@ -427,7 +426,7 @@ def route(stage) -> list[tuple[int, int]]:
 routes = {name: route(m.keyframe) for name, m in both.items()}
 tiny, large = number.values()
 
-canvas = Canvas(2.5)
+canvas = Canvas(2.3)
 for i, (name, found) in enumerate(routes.items()):
     axes = canvas.axes(0.1 + 4.4 * i, 0.3, 4.2, 1.9, ylim=(-1.35, 1.35))
     axes.axis("off")
@@ -435,12 +434,13 @@ for i, (name, found) in enumerate(routes.items()):
     for j, (channels, side) in enumerate(found):
         tall = side / sides
         axes.bar(j, 2 * tall, 0.85, -tall, color=BLUE, alpha=0.2 + 0.8 * channels / most)
-        axes.text(j, tall + 0.06, channels, ha="center", va="bottom", fontsize=5)
+        if (channels, side) not in found[max(0, j - 1) : j]:  # where something changes
+            axes.text(j, tall + 0.06, channels, ha="center", va="bottom", fontsize=6)
     for j in {0, len(found) // 2}:
         axes.text(j, -found[j][1] / sides - 0.06, f"{found[j][1]}²", ha="center", va="top",
                   fontsize=7)
     canvas.text(2.2 + 4.4 * i, 0.15, f"{name}: {number[name]['keyframe']:,.1f} M", ha="center")
-page.stop(13, "sizes.png", canvas)
+page.stop(13, "sizes.webp", canvas)
 
 # %% The film, and the page
 pictures = [Image.fromarray(f).resize((192, 192), Image.LANCZOS) for f in frames[::2]]

@@ -9,6 +9,7 @@ as they are in the file. walk.py writes its page this way.
 """
 
 import hashlib
+import io
 import re
 import textwrap
 from pathlib import Path
@@ -19,7 +20,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from tools.cli import HERE, InputError, replacing
-from tools.figures import save_figure
 
 VALUE = re.compile(r"⟨(.+?)⟩")
 QUOTE = re.compile(r"^⟪(\S+): (.+?) … (.+?)⟫$", re.MULTILINE)
@@ -61,14 +61,19 @@ def fingerprint(folder: Path) -> str:
 
 
 class Stop:
-    """A part of the page, with its picture, as a notebook shows it."""
+    """A part of the page and its picture, which a notebook shows."""
 
-    def __init__(self, text: str, picture: Path | None):
+    def __init__(self, text: str, picture: "Canvas | None"):
         self.text, self.picture = text, picture
 
-    def _repr_mimebundle_(self, **_) -> dict[str, object]:
-        shown = {"text/markdown": self.text}
-        return shown | ({"image/png": self.picture.read_bytes()} if self.picture else {})
+    def _ipython_display_(self) -> None:
+        from IPython.display import Image, Markdown, display
+
+        display(Markdown(re.sub(r"^!\[.*", "", self.text, flags=re.MULTILINE)))
+        if self.picture:
+            data = io.BytesIO()
+            self.picture.figure.savefig(data)
+            display(Image(data.getvalue(), width=880))
 
 
 class Page:
@@ -85,8 +90,10 @@ class Page:
         known now, and draws its picture."""
         self.parts[number] = quoted(filled(self.texts[number], self.values))
         if canvas:
-            save_figure(self.folder / picture, canvas.figure, Software=None)
-        return Stop(self.parts[number], self.folder / picture if canvas else None)
+            with replacing(self.folder / picture) as temporary:
+                canvas.figure.savefig(temporary, format="webp",
+                                      pil_kwargs={"lossless": True, "method": 4})
+        return Stop(self.parts[number], canvas)
 
     def write(self) -> None:
         """Writes the page; what needed no stop is told now."""
