@@ -2,14 +2,15 @@
 
 It follows one film, that of `python sample.py`, from the picture and the sound to the frames. Each
 cell below is a stop: it computes and draws what that stop's text in walk/template.md tells. Numbers
-in ⟨ ⟩ there are names from here, lines in ⟪ ⟫ are read from the modules (tools/page.py). An editor
-that knows cells (`# %%`) runs them one by one, as a notebook; begin with the first.
+in ⟨ ⟩ there are names from here, lines in ⟪ ⟫ are read from the modules (tools/page.py).
+An editor that knows cells (`# %%`) runs them one by one, as a notebook; begin with the first.
 """
 
 # %% The film, made while we watch
 import json
 import runpy
 import sys
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -17,21 +18,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tools import cli
-
-if __name__ == "__main__" and "IPython" not in sys.modules:
-    # As a command it runs under `cli.run`, which tells mistakes in one line; then it is done.
-    sys.exit(cli.run(lambda _: runpy.run_path(__file__, run_name="walk")))
-
 import diffusion
 from audio import fbank
 from keyface import KeyFace
 from stage import Config, guided_keyframes
+from tools import cli
 from tools.checkpoint import load_metadata
 from tools.media import FPS, SAMPLE_RATE, read_audio, read_image
-from tools.page import (BLUE, GREY, INK, ORANGE, STYLE, Canvas, Page, colours, false_colours,
-                        fingerprint)
+from tools.page import BLUE, GREY, ORANGE, STYLE, Canvas, Page, colours, false_colours, fingerprint
 from unet import sinusoid
+
+if __name__ == "__main__" and "IPython" not in sys.modules:
+    # As a command it runs under `cli.run`, which tells mistakes in one line; then it is done.
+    sys.exit(cli.run(lambda _: runpy.run_path(__file__, run_name="walk")))
 
 torch.set_grad_enabled(False)
 matplotlib.rcParams.update(STYLE)
@@ -119,7 +118,7 @@ canvas.track(1.05, 0.7, "WavLM", halves["WavLM"], seconds)
 canvas.track(1.85, 0.7, "BEATs", halves["BEATs"], seconds)
 for i, name in enumerate(halves):
     axes = canvas.track(2.85 + 1.35 * i, 1.1, "", events[name], seconds, "Blues", 0, 1)
-    canvas.text(0.85, 2.76 + 1.35 * i, f"What a linear read-out hears in {name}", color=INK)
+    canvas.text(0.85, 2.76 + 1.35 * i, f"What a linear read-out hears in {name}")
     axes.set_yticks(range(len(about["events"])), about["events"], fontsize=6)
 axes.tick_params(labelbottom=True)
 
@@ -132,7 +131,7 @@ axes.plot(np.arange(len(heard)) / SAMPLE_RATE, heard / np.abs(heard).max(), colo
 for i, name in enumerate(halves):
     said = read(halves[name], f"phonemes_{name.lower()}").argmax(1).tolist()
     starts = [t for t in range(round(seconds * 2 * FPS)) if t == 0 or said[t] != said[t - 1]]
-    for a, b in zip(starts, starts[1:]):
+    for a, b in pairwise(starts):
         axes.text((a + b) / 4 / FPS, 1.8 - 0.6 * i, about["phonemes"][said[a]].replace("_", ""),
                   ha="center", va="center", color=(BLUE, ORANGE)[i])
     canvas.text(0.78, 5.78 + 0.19 * i, f"{name} says", ha="right", color=(BLUE, ORANGE)[i])
@@ -160,7 +159,7 @@ fine = torch.logspace(-2, 2.5, 200)
 axes = canvas.axes(0.85, 3.1, 7.9, 1.4, xscale="log", xlabel=r"$\sigma$", xlim=(0.01, 300),
                    yticks=(-1, 0, 1))
 for name, values, colour in zip(("skip", "out", "in"), diffusion.scalings(fine),
-                                (INK, ORANGE, BLUE)):
+                                ("black", ORANGE, BLUE)):
     axes.plot(fine, values, color=colour, label=rf"$c_\mathrm{{{name}}}$")
 for sigma in levels:
     axes.axvline(sigma, color=GREY, lw=0.5, ls=":")
@@ -187,10 +186,9 @@ between = model.interp.attach(diffusion.scalings(sigma[0])[2] * x[star : star + 
                               ends.concat[star : star + 1])  # (T, 2 C + 1, h, w)
 learned = model.interp.learned_mask
 
-canvas = Canvas(5.75)
-side = 5.2 / between.shape[1] - 0.04
-step, middle_frame = side + 0.04, T // 2
-top = 0.55
+step, middle_frame, top = 5.2 / between.shape[1], T // 2, 0.55
+side = step - 0.04
+canvas = Canvas(max(4.9, 1.2 + 7 * step))
 for title, tensor, which, names in (
         ("Keyframes", given, (star - 1, star, star + 1), ("noisy", "identity")),
         ("Interpolation", between, (0, 1, middle_frame, T - 1), ("noisy", "sequence", "M"))):
@@ -203,7 +201,8 @@ for title, tensor, which, names in (
 for i, value in enumerate(between[[0, 1, middle_frame, T - 1], -1]):
     canvas.image(0.85 + 2 * C * step, top - 0.6 - (4 - i) * step, side, value, cmap="Greys", vmin=0,
                  vmax=1.2)
-canvas.tiles(0.85 + C * step, top - 0.3, side, [learned], 0.04, [r"$z_\mathrm{m}$"])
+canvas.tiles(6.65, 3.6, 2.1 / C - 0.04, [learned / learned.abs().max() * 2.5], 0.04)
+canvas.text(7.7, 3.48, r"$z_\mathrm{m}$, scaled to its largest value", ha="center")
 axes = canvas.axes(6.65, 0.55, 2.1, 2.1, xlabel="audio token", ylabel="frame",
                    xticks=range(0, T, 3), yticks=range(0, T, 3))
 axes.imshow(weights, cmap="Blues", vmin=0)
@@ -400,7 +399,7 @@ for i, (name, values, colour) in enumerate((("loudness, dB", loud, GREY), ("jaw"
     axes.plot(np.arange(N) / FPS, values, color=colour)
     axes.tick_params(labelbottom=i == 1)
 axes.set_xlabel("seconds")
-page.stop(12, "film.webp", canvas)
+page.stop(12, "jaw.webp", canvas)
 
 # %% 13. Full size
 full, names = Config(), ("shipped", "full size")
@@ -434,8 +433,8 @@ for i, (name, found) in enumerate(routes.items()):
     for j, (channels, side) in enumerate(found):
         tall = side / sides
         axes.bar(j, 2 * tall, 0.85, -tall, color=BLUE, alpha=0.2 + 0.8 * channels / most)
-        if (channels, side) not in found[max(0, j - 1) : j]:  # where something changes
-            axes.text(j, tall + 0.06, channels, ha="center", va="bottom", fontsize=6)
+        if not j or channels != found[j - 1][0]:
+            axes.text(j, tall + 0.06, channels, ha="center", va="bottom", fontsize=7)
     for j in {0, len(found) // 2}:
         axes.text(j, -found[j][1] / sides - 0.06, f"{found[j][1]}²", ha="center", va="top",
                   fontsize=7)
