@@ -126,6 +126,8 @@ def test_arrows_point_down_and_none_goes_in_a_circle():
     ("tools.media", "from toy.voices import speak"),
     ("toy.voices", "from bench import unet"),
     ("audio", "from fixture import FOLDER"),
+    ("keyface", "import walk"),
+    ("walk", "from toy import readout"),
 ])
 def test_a_wrong_arrow_is_found(module, line):
     modules = sources()
