@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from evaluation import stats
 from keyface import Plan
-from toy.evaluation import report, stats
+from toy.evaluation import report
 from toy.evaluation.__main__ import Seen, errors, other_curve, speech_rows
 from toy.evaluation.longfilm import Course, joints, long_rows
 from toy.voices import VISEME_CLASSES

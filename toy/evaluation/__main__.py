@@ -21,15 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from keyface import KeyFace
-from tools import cli
-from tools.checkpoint import save_text
-from tools.cli import WEIGHTS, number
-from toy.evaluation import longfilm
-from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, to_tensor, workers
-from toy.evaluation.judges import JUDGED, Judges
-from toy.evaluation.report import describe, row, write_jaws, write_sheet
-from toy.evaluation.stats import (
+from evaluation.stats import (
     best_lag,
     bootstrap,
     correlation,
@@ -38,6 +30,14 @@ from toy.evaluation.stats import (
     pooled_correlation,
     wilson,
 )
+from keyface import KeyFace
+from tools import cli
+from tools.checkpoint import save_text
+from tools.cli import WEIGHTS, number
+from toy.evaluation import longfilm
+from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, to_tensor, workers
+from toy.evaluation.judges import JUDGED, Judges
+from toy.evaluation.report import describe, row, write_jaws, write_sheet
 from toy.faces import random_identity
 from toy.train_vae import mouth, psnr
 from toy.voices import VISEME_CLASSES

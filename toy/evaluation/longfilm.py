@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.stats import AROUND, change, correlation
 from keyface import Plan
 from tools.media import FPS
 from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, to_tensor
 from toy.evaluation.judges import JUDGED, Judges
 from toy.evaluation.report import row, write_flicker
-from toy.evaluation.stats import AROUND, change, correlation
 from toy.world import Clip, make_clip
 
 SEEDS, SECONDS = 72_000_000, 60
