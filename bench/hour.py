@@ -44,8 +44,9 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch  # only now: it takes seconds to load, mistakes are told at once
 
+    from evaluation.watch import to_tensor
     from keyface import KeyFace, Plan
-    from toy.evaluation.films import face_of, to_tensor
+    from toy.evaluation.films import face_of
     from toy.evaluation.judges import JUDGED, Judges
     from toy.world import COLUMN, make_clip
 

@@ -6,7 +6,6 @@ frames a second, with nan where no face was found; else from the package face-al
 (`pip install "keyface[lips]"`), which fetches its own weights.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tools.cli import InputError
+from tools.media import video_blocks, video_shape
 
 SMOOTHED = 6              # frames to either side that landmarks are averaged over
 LEAST = 12                # frames that a video must have
@@ -28,34 +28,30 @@ PLACES = ((128.4885, 106.9246), (128.8702, 137.3025), (92.5225, 94.3688), (112.7
           (145.5251, 94.535), (166.6771, 93.5656), (107.1676, 157.1961), (152.1928, 156.9871))
 
 
-def load_landmarks(path: Path, width: int, height: int, side: int) -> np.ndarray | None:
-    """What NAME.landmarks.npy says of the video `path` of width x height pixels, for its middle
-    square read at `side` pixels: (T, 68, 2) float64; None where there is no such file. Frames
-    without a face take theirs from the neighbours in time. Raises InputError for another shape and
-    where no frame has a face."""
-    file = path.with_suffix(".landmarks.npy")
-    if not file.exists():
-        return None
-    try:
-        points = np.load(file, allow_pickle=False).astype(np.float64)
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{file}: no array of numbers ({error}); write it with numpy.save") from None
-    if points.ndim != 3 or points.shape[1:] != (68, 2):
-        raise InputError(f"{file}: holds {points.shape}; landmarks are (T, 68, 2)")
-    square = min(width, height)
-    corner = np.array([width - square, height - square]) // 2
-    return filled(file, (points + 0.5 - corner) * (side / square) - 0.5)
-
-
-def find_landmarks(path: Path, blocks: Iterable[np.ndarray]) -> np.ndarray | None:
-    """The same from frames (n, H, W, 3), by face-alignment; None where it is not installed."""
+def landmarks(path: Path, side: int) -> np.ndarray | None:
+    """Landmarks (T, 68, 2) of a video whose middle square is read at side x side pixels; None where
+    there is neither NAME.landmarks.npy nor the package. Raises InputError for a file of another
+    shape and where no frame has a face."""
+    file, (width, height, _) = path.with_suffix(".landmarks.npy"), video_shape(path)
+    if file.exists():
+        try:
+            points = np.load(file, allow_pickle=False).astype(np.float64)
+        except (ValueError, EOFError) as error:
+            raise InputError(f"{file}: no array of numbers ({error}); write it with numpy.save"
+                             ) from None
+        if points.ndim != 3 or points.shape[1:] != (68, 2):
+            raise InputError(f"{file}: holds {points.shape}; landmarks are (T, 68, 2)")
+        square = min(width, height)
+        corner = np.array([width - square, height - square]) // 2
+        return filled(path, (points + 0.5 - corner) * (side / square) - 0.5)
     try:
         from face_alignment import FaceAlignment, LandmarksType
     except ImportError:
         return None
-    finder = FaceAlignment(LandmarksType.TWO_D, device="cuda" if torch.cuda.is_available() else "cpu")
-    faces = (finder.get_landmarks_from_image(frame) for block in blocks for frame in block)
-    none = np.full((68, 2), np.nan)
+    device, none = "cuda" if torch.cuda.is_available() else "cpu", np.full((68, 2), np.nan)
+    finder = FaceAlignment(LandmarksType.TWO_D, device=device)
+    faces = (finder.get_landmarks_from_image(frame)
+             for block in video_blocks(path, side, length=100) for frame in block)
     return filled(path, np.stack([found[0] if found else none for found in faces]))
 
 

@@ -7,26 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-# Pairs of frames near a frame, the one at 0 beginning with it, and not touching it.
-AROUND = [-6, -5, -4, -3, -2, 1, 2, 3, 4, 5]
-
 
 def share(sums: np.ndarray) -> np.ndarray:
     """(..., 2) of hits and chances, or of values and how many there are -> (...)."""
     return sums[..., 0] / sums[..., 1]
-
-
-def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of two curves (N,), the six sums that a correlation over several clips needs."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    return np.array([len(x), x.sum(), y.sum(), x @ x, y @ y, x @ y])
-
-
-def pooled_correlation(sums: np.ndarray) -> np.ndarray:
-    """(..., 6) of `moments` -> Pearson's r over all their frames (...); 0 where nothing moves."""
-    n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
-    spread = np.sqrt(((n * xx - x * x) * (n * yy - y * y)).clip(0))
-    return np.where(spread > 1e-9 * n * n, (n * xy - x * y) / np.maximum(spread, 1e-12), 0.0)
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
@@ -44,11 +28,6 @@ def best_lag(x: np.ndarray, y: np.ndarray, reach: int = 8) -> float:
     fit = {lag: correlation(x[max(lag, 0):n + min(lag, 0)], y[max(-lag, 0):n - max(lag, 0)])
            for lag in range(-reach, reach + 1)}
     return max(fit, key=lambda lag: -2.0 if np.isnan(fit[lag]) else fit[lag])
-
-
-def change(video: np.ndarray) -> np.ndarray:
-    """Mean difference, of 255, from each frame to the next: (N, H, W, 3) uint8 -> (N - 1,)."""
-    return np.array([np.abs(b - a).mean() for a, b in zip(video[:-1].astype(np.int16), video[1:])])
 
 
 def bootstrap(per_clip: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = share,
@@ -73,3 +52,14 @@ def counted(values: list[float] | np.ndarray) -> np.ndarray:
     """One value a clip (n,) -> (n, 2) for `share`: its mean over the clips that have one."""
     values = np.asarray(values, np.float64)
     return np.stack([np.nan_to_num(values), ~np.isnan(values)], 1)
+
+
+def slope(curves: list[np.ndarray], step: float) -> tuple[float, float, float]:
+    """By how much the curves rise together in a unit of time, of which a value lasts `step`, and
+    its 95 % interval: least squares with a level for each curve. Neighbours in time are taken for
+    independent, so values should last longer than what they measure does."""
+    pairs = [(np.arange(len(y)) * step, np.asarray(y, np.float64)) for y in curves]
+    x, y = (np.concatenate([each[i] - each[i].mean() for each in pairs]) for i in (0, 1))
+    rise = x @ y / (x @ x)
+    error = np.sqrt(np.square(y - rise * x).sum() / max(len(x) - len(curves) - 1, 1) / (x @ x))
+    return rise, rise - 1.96 * error, rise + 1.96 * error

@@ -13,11 +13,11 @@ from bench import gpu_memory, unet
 from bench.borders import means
 from bench.hour import in_step
 from bench.real_speech import loudness, main, p_value, pooled, turned
-from evaluation.stats import change
 from stage import Config
 from tools import cli
 from tools.describe import Training, taken
 from tools.media import FRAME_SAMPLES, SAMPLE_RATE
+from toy.evaluation.stats import change
 
 SEEDS = 200
 

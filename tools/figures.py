@@ -26,6 +26,37 @@ def save_grid(path: Path, images: Tensor) -> None:
         imsave(temporary, picture.flatten(2, 3).flatten(0, 1).cpu().numpy())
 
 
+def write_curves(path: Path, panels: dict[str, list[dict]], label: str = "seconds") -> None:
+    """A panel for each name with its curves: each is what matplotlib's `plot` takes, "x" and "y"
+    (N,) and how to draw them."""
+    figure = Figure(figsize=(10, 2.1 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for panel, (name, curves) in zip(axes, panels.items()):
+        for curve in curves:
+            panel.plot(curve["x"], curve["y"], **{k: curve[k] for k in curve.keys() - {"x", "y"}})
+        panel.set_ylabel(name)
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(loc="upper right", ncols=3)
+    axes[-1].set_xlabel(label)
+    save_figure(path, figure, 100)
+
+
+def write_confusion(path: Path, counts: np.ndarray, rows: list[str], columns: list[str],
+                    title: str) -> None:
+    """Draws how often each row was taken for each column, (rows, columns), with the counts."""
+    figure = Figure(figsize=(2 + 0.8 * len(columns), 1.8 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (i, j), count in np.ndenumerate(counts):
+        axes.text(j, i, str(count), ha="center", va="center",
+                  color="white" if shares[i, j] > 0.5 else "black")
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel="seen", ylabel="asked for", title=title)
+    save_figure(path, figure, 100)
+
+
 def load_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a CSV of numbers; none where there is no such file."""
     if not path.exists():

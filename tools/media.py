@@ -290,6 +290,19 @@ def read_image(source: Path | str | np.ndarray, size: int | None = None,
     return np.array(image)
 
 
+def video_shape(path: Path | str) -> tuple[int, int, float]:
+    """Width and height of a video as it is shown, and its frames a second. Raises InputError."""
+    path = Path(path)
+    number = _tracks(path, "Video")[0].number
+    said = _run_ffmpeg(path, [])[2].partition(f"Stream #{number}")[2].partition("Stream #")[0]
+    width, height = map(int, re.search(r" (\d+)x(\d+)[ ,]", said).groups())
+    rate = re.search(r"([\d.]+)(k?) (fps|tbr)", said)
+    turned = re.search(r"rotation of (-?\d+)", said)
+    if turned and int(turned[1]) % 180:
+        width, height = height, width
+    return width, height, float(rate[1]) * (1000 if rate[2] else 1) if rate else FPS
+
+
 def video_blocks(path: Path | str, size: int, square: tuple[int, int, int] | None = None,
                  length: int = 1500) -> Iterator[np.ndarray]:
     """Frames at 25 a second, `length` at a time: (n, size, size, 3) uint8. `square` is left, top and

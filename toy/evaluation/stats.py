@@ -1,0 +1,26 @@
+"""Statistics that only the toy world's table needs; curves are (N,). The others are in
+evaluation/stats.py.
+"""
+
+import numpy as np
+
+# Pairs of frames near a frame, the one at 0 beginning with it, and not touching it.
+AROUND = [-6, -5, -4, -3, -2, 1, 2, 3, 4, 5]
+
+
+def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of two curves (N,), the six sums that a correlation over several clips needs."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    return np.array([len(x), x.sum(), y.sum(), x @ x, y @ y, x @ y])
+
+
+def pooled_correlation(sums: np.ndarray) -> np.ndarray:
+    """(..., 6) of `moments` -> Pearson's r over all their frames (...); 0 where nothing moves."""
+    n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
+    spread = np.sqrt(((n * xx - x * x) * (n * yy - y * y)).clip(0))
+    return np.where(spread > 1e-9 * n * n, (n * xy - x * y) / np.maximum(spread, 1e-12), 0.0)
+
+
+def change(video: np.ndarray) -> np.ndarray:
+    """Mean difference, of 255, from each frame to the next: (N, H, W, 3) uint8 -> (N - 1,)."""
+    return np.array([np.abs(b - a).mean() for a, b in zip(video[:-1].astype(np.int16), video[1:])])
