@@ -17,10 +17,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                              # run as a script, it finds the project
 
-from evaluation.stats import bootstrap
 from tools import cli
 from tools.cli import WEIGHTS, number
 from tools.media import FPS, FRAME_SAMPLES
+from tools.stats import bootstrap
 from toy.evaluation.stats import AROUND, change
 
 SEEDS, SECONDS = 74_000_000, 44

@@ -19,10 +19,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                              # run as a script, it finds the project
 
-from evaluation.stats import best_lag, correlation
 from tools import cli
 from tools.cli import WEIGHTS, number
 from tools.media import FPS, FRAME_SAMPLES
+from tools.stats import best_lag, correlation
 
 SEEDS, MINUTE = 73_000_000, 60 * FPS                       # of the clips; frames
 REACH = 5                                                  # frames of lag looked at

@@ -28,10 +28,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))                              # run as a script, it finds the project
 
-from evaluation.stats import best_lag, correlation
 from tools import cli, media
 from tools.cli import IMAGE, WEIGHTS, InputError, number
 from tools.media import FRAME_SAMPLES, SAMPLE_RATE
+from tools.stats import best_lag, correlation
 
 SHORTEST = 3.0                                             # seconds: below, too few turns
 BAND = 500, 3000                                           # Hz

@@ -8,6 +8,7 @@ are left out. Names of parameters are those of that file. Shapes: B clips, T fra
 """
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,31 +110,17 @@ class RelativeAttention(nn.Module):
         return self.linear_out(y.transpose(1, 2).flatten(2))
 
 
-class FeedForward(nn.Module):
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.w_1 = nn.Linear(width, hidden)
-        self.w_2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w_2(F.relu(self.w_1(x)))
+def feed_forward(width: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(w_1=nn.Linear(width, hidden), relu=nn.ReLU(),
+                                     w_2=nn.Linear(hidden, width)))
 
 
-class Convolution(nn.Module):
-    """Each channel is convolved along time by itself, between two gates: (B, T, D) -> (B, T, D)."""
-
-    def __init__(self, width: int, kernel: int):
-        super().__init__()
-        self.pointwise_cov1 = nn.Conv1d(width, 2 * width, 1)
-        self.depthwise_conv = nn.Conv1d(width, width, kernel, padding=(kernel - 1) // 2,
-                                        groups=width)
-        self.norm = nn.BatchNorm1d(width)
-        self.pointwise_cov2 = nn.Conv1d(width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.glu(self.pointwise_cov1(x.transpose(1, 2)), dim=1)           # (B, D, T)
-        x = F.silu(self.norm(self.depthwise_conv(x)))
-        return self.pointwise_cov2(x).transpose(1, 2)
+def convolution(d: int, kernel: int) -> nn.Sequential:
+    """Each channel is convolved along time by itself, between two gates: (B, D, T) -> (B, D, T)."""
+    return nn.Sequential(OrderedDict(
+        pointwise_cov1=nn.Conv1d(d, 2 * d, 1), glu=nn.GLU(1),
+        depthwise_conv=nn.Conv1d(d, d, kernel, padding=(kernel - 1) // 2, groups=d),
+        norm=nn.BatchNorm1d(d), swish=nn.SiLU(), pointwise_cov2=nn.Conv1d(d, d, 1)))
 
 
 class ConformerBlock(nn.Module):
@@ -142,19 +129,19 @@ class ConformerBlock(nn.Module):
     def __init__(self, c: LipReaderConfig):
         super().__init__()
         self.norm_ff_macaron = nn.LayerNorm(c.adim, eps=1e-12)
-        self.feed_forward_macaron = FeedForward(c.adim, c.eunits)
+        self.feed_forward_macaron = feed_forward(c.adim, c.eunits)
         self.norm_mha = nn.LayerNorm(c.adim, eps=1e-12)
         self.self_attn = RelativeAttention(c.adim, c.aheads)
         self.norm_conv = nn.LayerNorm(c.adim, eps=1e-12)
-        self.conv_module = Convolution(c.adim, c.cnn_module_kernel)
+        self.conv_module = convolution(c.adim, c.cnn_module_kernel)
         self.norm_ff = nn.LayerNorm(c.adim, eps=1e-12)
-        self.feed_forward = FeedForward(c.adim, c.eunits)
+        self.feed_forward = feed_forward(c.adim, c.eunits)
         self.norm_final = nn.LayerNorm(c.adim, eps=1e-12)
 
     def forward(self, x: Tensor, place: Tensor) -> Tensor:
         x = x + self.feed_forward_macaron(self.norm_ff_macaron(x)) / 2
         x = x + self.self_attn(self.norm_mha(x), place)
-        x = x + self.conv_module(self.norm_conv(x))
+        x = x + self.conv_module(self.norm_conv(x).transpose(1, 2)).transpose(1, 2)
         x = x + self.feed_forward(self.norm_ff(x)) / 2
         return self.norm_final(x)
 

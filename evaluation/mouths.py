@@ -92,7 +92,7 @@ def patches(video: np.ndarray, points: np.ndarray) -> np.ndarray:
     source = (target - b[:, None, None]) / a[:, None, None]                # (T, 96, 96)
     h, w = video.shape[1:3]
     grid = np.stack([2 * source.real / (w - 1) - 1, 2 * source.imag / (h - 1) - 1], -1)
-    pictures = torch.from_numpy(video).movedim(3, 1).float()               # (T, 3, H, W)
+    pictures = torch.tensor(video).movedim(3, 1).float()               # (T, 3, H, W)
     found = F.grid_sample(pictures, torch.from_numpy(grid).float(), align_corners=True)
     return found.round().byte().movedim(1, 3).numpy()
 

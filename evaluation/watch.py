@@ -1,7 +1,7 @@
 """Looks at one video from beginning to end and keeps a few numbers of each frame.
 
-Frames are read in pieces of 100, at 25 a second; of a video that is not square, the middle square.
-What is large, the features for Frechet distances, goes to the disk.
+Frames are read in pieces, at 25 a second; of a video that is not square, the middle square. What is
+large, the features for Frechet distances, goes to the disk.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,11 +17,10 @@ from evaluation import mouths
 from evaluation.lipreader import LipReader
 from tools.cli import InputError, warn
 from tools.media import FPS, FRAME_SAMPLES, read_audio, video_blocks, video_shape
-from toy.evaluation.judges import JUDGED, Judges
+from toy.evaluation.judges import JUDGED, Judges, at_size
 
 BLOCK = 100               # frames that are in memory at a time
 READ = 500                # frames that the lip reader sees at a time: its attention grows with n^2
-QUIET = 1e-3              # loudest sample of a sound that counts as silent
 PUBLISHED = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
 
 Embedding = Callable[[Tensor], Tensor]         # pictures (n, 3, H, W) in [-1, 1] -> (n, D)
@@ -33,21 +32,17 @@ class Seen:
 
     path: Path
     sharpness: np.ndarray                      # (N,): see `sharpness`
-    loudness: np.ndarray | None                # (N,): 0 for silence, 1 for the loudest there can be
+    loudness: np.ndarray | None                # (N,): root mean square, -60 to 0 dB as 0 to 1
     points: np.ndarray | None                  # (N, 68, 2): landmarks, in pixels as it was read
     opening: np.ndarray | None                 # (N,): by landmarks, else the judged jaw
     states: np.ndarray | None                  # (N, 17): the columns of toy.evaluation.judges.JUDGED
     likeness: np.ndarray | None                # (N,): cosine of each face to the given picture's
     features: np.ndarray | None                # (N, D), on the disk
 
-    @property
-    def silent(self) -> bool:
-        return self.loudness is not None and not self.loudness.any()
-
 
 def to_tensor(video: np.ndarray) -> Tensor:
     """(..., H, W, 3) uint8 -> (..., 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(video).movedim(-1, -3) / 127.5 - 1
+    return torch.tensor(video).movedim(-1, -3) / 127.5 - 1
 
 
 def sharpness(images: Tensor) -> Tensor:
@@ -57,70 +52,65 @@ def sharpness(images: Tensor) -> Tensor:
     return (grey[:, 1:-1, 1:-1] - around / 4).abs().mean((1, 2))
 
 
-def loudness_of(path: Path) -> np.ndarray | None:
-    """Of each frame's sound the root mean square, -60 to 0 dB as 0 to 1; None without a sound."""
+def loudness(path: Path) -> np.ndarray | None:
+    """Of each frame's sound, see `Seen`; None without a sound, all 0 for a silent one."""
     try:
         wave = read_audio(path)
     except InputError:
         return None
-    if np.abs(wave).max() < QUIET:
-        return np.zeros(-(-len(wave) // FRAME_SAMPLES))
-    power = np.pad(wave, (0, -len(wave) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
-    level = np.sqrt(np.square(power, dtype=np.float64).mean(1))
-    return 1 + 20 * np.log10(np.maximum(level, 1e-3)) / 60
+    frames = np.pad(wave, (0, -len(wave) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
+    return 1 + np.log10(np.square(frames).mean(1).clip(1e-6)) / 6
 
 
 def inception() -> Embedding:
-    """torchvision's Inception (2048 features). Its weights are those of ImageNet by Google, which
-    differ from the ones most FID figures are made with: compare only what this command prints."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / PUBLISHED.rsplit("/", 1)[1]
+    """torchvision's Inception (2048 features). Its weights are Google's for ImageNet, not those that
+    most FID figures are made with, so that figures compare with this command's alone."""
+    path = Path(torch.hub.get_dir(), "checkpoints", PUBLISHED.rsplit("/", 1)[1])
     try:
         from torchvision.models import inception_v3
     except ImportError:
-        raise InputError("--features inception: needs torchvision; pip install torchvision") from None
+        raise InputError("--features inception: needs torchvision; pip install torchvision"
+                         ) from None
     if not path.exists():
         raise InputError(f"--features inception: {path} is not there; get it from {PUBLISHED}")
-    network = inception_v3(weights=None, init_weights=False, transform_input=False)
+    network = inception_v3(init_weights=False, transform_input=False)
     network.load_state_dict(torch.load(path, weights_only=True))
     network.fc = nn.Identity()
     network.eval().requires_grad_(False)
-    return lambda images: network(F.interpolate(images, (299, 299), mode="bilinear", antialias=True))
+    return lambda x: network(F.interpolate(x, (299, 299), mode="bilinear", antialias=True))
 
 
+@torch.inference_mode()
 def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Embedding | None,
           picture: Tensor | None, landmarked: bool) -> Seen:
     """Reads the video at side x side pixels. `judges` are given for drawn faces only; `picture`
     (64,) is the given person's embedding by them; `out` is where features may be written. Of drawn
-    faces landmarks are looked for where they are wanted (`landmarked`) alone.
-
-    Raises InputError for what is no video."""
-    fps = video_shape(path)[2]
-    if abs(fps - FPS) > 0.01:
+    faces landmarks are looked for where they are wanted (`landmarked`) alone."""
+    if abs((fps := video_shape(path)[2]) - FPS) > 0.01:
         warn(f"{path}: has {fps:g} frames a second and is looked at at {FPS}")
-    columns: dict[str, list[np.ndarray]] = {"sharpness": [], "states": [], "likeness": []}
-    count = features = 0
+    sharp, states, likeness = [], [], []
     with out.open("wb") as file:
         for block in video_blocks(path, side, length=BLOCK):
             images = to_tensor(block)
-            count += len(block)
-            columns["sharpness"].append(sharpness(images).numpy())
+            sharp.append(sharpness(images))
+            small = at_size(images)
             if judges:
-                columns["states"].append(judges.states(images).numpy())
-                faces = judges.identity(images)
+                states.append(judges.states(small))
+                faces = judges.identity(small)
                 picture = faces[0] if picture is None else picture
-                columns["likeness"].append((faces @ picture).numpy())
+                likeness.append(faces @ picture)
             if embed:
-                features = embed(images).numpy().astype(np.float32)
+                features = embed(images).numpy()
                 features.tofile(file)
-    found = {name: np.concatenate(parts) if parts else None for name, parts in columns.items()}
-    points = None if judges and not landmarked else mouths.landmarks(path, side)
+    sharp, states, likeness = (torch.cat(each).numpy() if each else None
+                               for each in (sharp, states, likeness))
+    opening = None if states is None else states[:, JUDGED.index("jaw")]
+    points = mouths.landmarks(path, side) if landmarked or not judges else None
     if points is not None:
-        opening = mouths.opening(points[:count])
-    else:
-        opening = found["states"][:, JUDGED.index("jaw")] if judges else None
-    shape = (count, features.shape[1]) if embed else None
-    return Seen(path, found["sharpness"], loudness_of(path), points, opening, found["states"],
-                found["likeness"], np.memmap(out, np.float32, "r", shape=shape) if embed else None)
+        opening = mouths.opening(points[:len(sharp)])
+    shape = (len(sharp), features.shape[1]) if embed else None
+    return Seen(path, sharp, loudness(path), points, opening, states, likeness,
+                np.memmap(out, np.float32, "r", shape=shape) if embed else None)
 
 
 @torch.inference_mode()

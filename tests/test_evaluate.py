@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evaluation import stats
 from keyface import Plan
+from tools import stats
 from toy.evaluation import report
 from toy.evaluation.__main__ import Seen, errors, other_curve, speech_rows
 from toy.evaluation.longfilm import Course, joints, long_rows

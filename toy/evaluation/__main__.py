@@ -21,18 +21,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.stats import (
+from evaluation.watch import to_tensor
+from keyface import KeyFace
+from tools import cli
+from tools.checkpoint import save_text
+from tools.cli import WEIGHTS, number
+from tools.stats import (
     best_lag,
     bootstrap,
     correlation,
     counted,
     wilson,
 )
-from evaluation.watch import to_tensor
-from keyface import KeyFace
-from tools import cli
-from tools.checkpoint import save_text
-from tools.cli import WEIGHTS, number
 from toy.evaluation import longfilm
 from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, workers
 from toy.evaluation.judges import JUDGED, Judges, lip_limits

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.stats import correlation
 from evaluation.watch import sharpness, to_tensor
 from keyface import Plan
 from tools.media import FPS
+from tools.stats import correlation
 from toy.evaluation.films import face_of, loaded, made, make_film, make_truth
 from toy.evaluation.judges import JUDGED, Judges
 from toy.evaluation.report import row, write_flicker

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from evaluation.stats import bootstrap
 from tools.figures import save_figure, write_curves
 from tools.media import FPS
+from tools.stats import bootstrap
 
 COLUMNS = ("generated", "control", "still", "ceiling", "drawn")
 

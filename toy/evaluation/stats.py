@@ -1,5 +1,5 @@
 """Statistics that only the toy world's table needs; curves are (N,). The others are in
-evaluation/stats.py.
+tools/stats.py.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Statistics of the evaluation. A clip gives a few numbers; a figure is a function of their sum
+"""Statistics of what is measured. A clip gives a few numbers; a figure is a function of their sum
 over clips, so that its interval comes from clips resampled, not frames, which are no independent
 witnesses. Curves are (N,), numbers per clip (n, k).
 """
