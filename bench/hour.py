@@ -44,10 +44,9 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch  # only now: it takes seconds to load, mistakes are told at once
 
-    from evaluation.watch import to_tensor
     from keyface import KeyFace, Plan
     from toy.evaluation.films import face_of
-    from toy.evaluation.judges import JUDGED, Judges
+    from toy.evaluation.judges import JUDGED, Judges, to_tensor
     from toy.world import COLUMN, make_clip
 
     model, judges = KeyFace.load(args.weights), Judges.load(args.weights / "judges.safetensors")

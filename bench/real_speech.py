@@ -118,10 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     for film in films:
         cli.check_output(film, (".mp4",), "--out")
 
-    from evaluation.watch import to_tensor
     from keyface import KeyFace  # only now: torch takes seconds to load, mistakes are told at once
     from toy.evaluation.__main__ import JAW
-    from toy.evaluation.judges import Judges
+    from toy.evaluation.judges import Judges, to_tensor
 
     model, judges = KeyFace.load(args.weights), Judges.load(args.weights / "judges.safetensors")
     jaws = []

@@ -29,40 +29,29 @@ from tqdm import tqdm
 from evaluation import frechet
 from evaluation.lipreader import LipReader
 from evaluation.mouths import LEAST
-from evaluation.watch import Embedding, Seen, inception, lip_features, to_tensor, watch
+from evaluation.watch import Embedding, Seen, inception, lip_features, watch
 from tools.checkpoint import save_text
 from tools.cli import WEIGHTS, InputError, Parser, make_folder, run, warn
 from tools.figures import write_confusion, write_seconds
-from tools.media import FPS, read_image, video_blocks, video_shape
+from tools.media import FPS, read_image, video_blocks, video_shape, videos_in
 from tools.stats import best_lag, bootstrap, correlation, counted, slope, wilson
-from toy.evaluation.judges import SIZE, Judges, are_drawn, closed_lips
+from toy.evaluation.judges import SIZE, Judges, are_drawn, closed_lips, to_tensor
 from toy.vocalisations import KINDS
 
-ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 COLUMNS = ("generated", "truth")
 BEGINNING, END = slice(10 * FPS), slice(-10 * FPS, None)       # ten seconds each
 OPEN = 0.05               # opening over width of the lips from which a mouth is open
 Pair = tuple[Seen, Seen | None]                                # a generated video and the true one
 
 
-def found_videos(path: Path) -> dict[str, Path]:
-    """The videos of a folder by their names without ending, or the one that is named."""
-    if not path.is_dir():
-        return {path.stem: path}
-    found = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in ENDINGS}
-    if not found:
-        raise InputError(f"{path}: holds no video; give a folder of {', '.join(ENDINGS)}")
-    return found
-
-
 def paired(generated: Path, truth: Path | None) -> list[tuple[Path, Path | None]]:
     """What is compared with what. Two files are a pair, whatever their names are."""
-    ours = found_videos(generated)
+    ours = videos_in(generated)
     if not truth:
         return [(path, None) for path in ours.values()]
     if not generated.is_dir() and not truth.is_dir():
         return [(generated, truth)]
-    theirs = found_videos(truth)
+    theirs = videos_in(truth)
     if alone := sorted(ours.keys() ^ theirs.keys()):
         if not ours.keys() & theirs.keys():
             raise InputError(f"--truth: no video of {truth} is named like one of {generated}")

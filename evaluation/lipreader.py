@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tools.cli import InputError, warn
+from tools.checkpoint import check_names
+from tools.cli import warn
 from tools.released import read
 
 
@@ -174,13 +175,7 @@ class LipReader(nn.Module):
                    if name.startswith("encoder.")}
         with torch.device("meta"):
             reader = LipReader(config)
-        shapes = [{name: tensor.shape for name, tensor in state.items()}
-                  for state in (weights, reader.state_dict())]
-        wrong = sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()})
-        if wrong:
-            raise InputError(f"{path}: not the lip reader that LipScore uses: {len(wrong)} tensors "
-                             f"do not fit, encoder.{wrong[0]} first; get "
-                             "vsr_trlrs2lrs3vox2avsp_base.pth of auto-avsr")
+        check_names(path, reader, {name: tuple(w.shape) for name, w in weights.items()})
         if left := sorted({name.split(".")[0] + ".*" for name in found} - {"encoder.*"}):
             warn(f"{path}: left out, as LipScore does not use it: {', '.join(left)}")
         reader.load_state_dict(weights, assign=True)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from evaluation import mouths
 from evaluation.lipreader import LipReader
 from tools.cli import InputError, warn
-from tools.media import FPS, FRAME_SAMPLES, read_audio, video_blocks, video_shape
-from toy.evaluation.judges import JUDGED, Judges, at_size
+from tools.media import FPS, loudness, video_blocks, video_shape
+from toy.evaluation.judges import JUDGED, Judges, at_size, to_tensor
 
 BLOCK = 100               # frames that are in memory at a time
 READ = 500                # frames that the lip reader sees at a time: its attention grows with n^2
@@ -40,26 +40,11 @@ class Seen:
     features: np.ndarray | None                # (N, D), on the disk
 
 
-def to_tensor(video: np.ndarray) -> Tensor:
-    """(..., H, W, 3) uint8 -> (..., 3, H, W) in [-1, 1]."""
-    return torch.tensor(video).movedim(-1, -3) / 127.5 - 1
-
-
 def sharpness(images: Tensor) -> Tensor:
     """Mean absolute Laplacian of the grey pictures: (n, 3, H, W) -> (n,)."""
     grey = images.mean(1)                                                  # (n, H, W)
     around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
     return (grey[:, 1:-1, 1:-1] - around / 4).abs().mean((1, 2))
-
-
-def loudness(path: Path) -> np.ndarray | None:
-    """Of each frame's sound, see `Seen`; None without a sound, all 0 for a silent one."""
-    try:
-        wave = read_audio(path)
-    except InputError:
-        return None
-    frames = np.pad(wave, (0, -len(wave) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
-    return 1 + np.log10(np.square(frames).mean(1).clip(1e-6)) / 6
 
 
 def inception() -> Embedding:

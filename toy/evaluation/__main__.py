@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.watch import to_tensor
 from keyface import KeyFace
 from tools import cli
 from tools.checkpoint import save_text
@@ -35,7 +34,7 @@ from tools.stats import (
 )
 from toy.evaluation import longfilm
 from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, workers
-from toy.evaluation.judges import JUDGED, Judges, lip_limits
+from toy.evaluation.judges import JUDGED, Judges, lip_limits, to_tensor
 from toy.evaluation.report import describe, row, write_jaws, write_sheet
 from toy.evaluation.stats import moments, pooled_correlation
 from toy.faces import random_identity

@@ -185,6 +185,11 @@ def from_bytes(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
+def to_tensor(video: np.ndarray) -> Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) in [-1, 1]."""
+    return from_bytes(torch.tensor(video).movedim(-1, -3))
+
+
 def truth(clip: Clip) -> Tensor:
     """(N, 17): the columns of JUDGED."""
     return torch.from_numpy(np.concatenate([clip.state, clip.emotion], 1))

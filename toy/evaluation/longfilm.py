@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.watch import sharpness, to_tensor
+from evaluation.watch import sharpness
 from keyface import Plan
 from tools.media import FPS
 from tools.stats import correlation
 from toy.evaluation.films import face_of, loaded, made, make_film, make_truth
-from toy.evaluation.judges import JUDGED, Judges
+from toy.evaluation.judges import JUDGED, Judges, to_tensor
 from toy.evaluation.report import row, write_flicker
 from toy.evaluation.stats import AROUND, change
 from toy.world import Clip, make_clip
