@@ -16,6 +16,7 @@ measured is left out, with a line that says why.
 import json
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,12 +30,12 @@ from tqdm import tqdm
 from evaluation import frechet
 from evaluation.lipreader import LipReader
 from evaluation.mouths import LEAST
-from evaluation.watch import Embedding, Seen, inception, lip_features, watch
+from evaluation.watch import Seen, inception, lip_features, watch
 from tools.checkpoint import save_text
 from tools.cli import WEIGHTS, InputError, Parser, make_folder, run, warn
 from tools.figures import write_confusion, write_seconds
 from tools.media import FPS, read_image, video_blocks, video_shape, videos_in
-from tools.stats import best_lag, bootstrap, correlation, counted, slope, wilson
+from tools.stats import best_lag, bootstrap, correlation, counted, figure, show, slope, wilson
 from toy.evaluation.judges import SIZE, Judges, are_drawn, closed_lips, to_tensor
 from toy.vocalisations import KINDS
 
@@ -75,10 +76,6 @@ def given_picture(path: Path, truth: Path | None) -> Tensor | None:
 
 # ---- The metrics ---------------------------------------------------------------------------------
 
-def figure(estimate: tuple[float, float, float], n: int) -> dict:
-    return dict(zip(("value", "low", "high"), map(float, estimate))) | {"n": n}
-
-
 class Measured:
     """The table in the making: `rows`, what was `left` out and why, and the `curves` of videos with
     a value a second, by name and path. `judges` are given where faces are drawn."""
@@ -87,6 +84,8 @@ class Measured:
         self.pairs, self.judges = pairs, judges
         self.both = [pair for pair in pairs if pair[1]]
         self.rows, self.left, self.curves = [], [], {}
+        if odd := sum(len(a.sharpness) != len(b.sharpness) for a, b in self.both):
+            warn(f"{odd} videos are not as long as the truth; the frames of both are compared")
 
     def row(self, metric: str, better: str, of: Callable[[Seen, Seen | None], float],
             estimate: Callable = bootstrap) -> None:
@@ -107,27 +106,24 @@ class Measured:
         self.curves[name] = {path: v[:len(v) // frames * frames].reshape(-1, frames).mean(1)
                              for path, v in values.items()}
 
-    def lip_score(self, name: str, reader: LipReader | None, side: int) -> None:
+    def lip_score(self, name: str, reader: LipReader | None) -> None:
         """The mean cosine of the lip reader's features, over the common frames of both videos."""
-        found, short, faceless = {}, 0, 0
+        found, without = {}, Counter()
         for ours, true in self.both:
             n = min(len(ours.sharpness), len(true.sharpness))
             if n < LEAST:
-                short += 1
+                without[f"less than {LEAST} frames"] += 1
                 continue
             if reader is None:
-                both = ([self.judges.lips(torch.from_numpy(s.states))[1][:n]] for s in (ours, true))
+                both = ([self.judges.lips(torch.from_numpy(s.states[:n]))[1]] for s in (ours, true))
             elif ours.points is None or true.points is None:
-                faceless += 1
+                without["neither NAME.landmarks.npy beside them nor face-alignment (pip install "
+                        '"keyface[lips]")'] += 1
                 continue
             else:
-                both = (lip_features(s.path, side, s.points[:n], reader) for s in (ours, true))
+                both = (lip_features(s, n, reader) for s in (ours, true))
             found[ours.path] = torch.cat([torch.cosine_similarity(*x) for x in zip(*both)]).numpy()
-        if short:
-            self.left.append(f"LipScore of {short} videos of less than {LEAST} frames")
-        if faceless:
-            self.left.append(f"LipScore of {faceless} videos: no NAME.landmarks.npy beside them, "
-                             'nor face-alignment (pip install "keyface[lips]")')
+        self.left += [f"LipScore of {count} videos: {reason}" for reason, count in without.items()]
         self.row(f"LipScore ({name})", "higher", lambda s, _: found[s.path].mean()
                  if s.path in found else np.nan)
         self.along("LipScore", found)
@@ -181,12 +177,13 @@ class Measured:
                      partial(against, other, best_lag))
 
     def lip_leak(self) -> None:
-        closed = closed_lips(self.judges) if self.judges else None
+        silent = [s.path for pair in self.pairs for s in pair
+                  if s and s.opening is not None and s.loudness is not None and not s.loudness.any()]
+        closed = closed_lips(self.judges) if self.judges and silent else None
 
         def leak(s: Seen, _) -> float:
             limit = closed if s.points is None else OPEN
-            silent = s.loudness is not None and not s.loudness.any()
-            return (s.opening > limit).mean() if silent and s.opening is not None else np.nan
+            return (s.opening > limit).mean() if s.path in silent else np.nan
         self.row("LipLeak: open mouths to silent sound", "lower", leak)
 
     def first_and_last(self, name: str, better: str, curve: str) -> None:
@@ -203,18 +200,12 @@ class Measured:
         seen = {s.path: self.judges.vocalisation(torch.from_numpy(s.states))
                 for pair in self.pairs if asked(pair[0]) for s in pair if s}
         self.row("NSV accuracy", "higher", lambda s, _: seen[s.path] == asked(s)
-                 if asked(s) else np.nan, wilson)
+                 if asked(s) and s.path in seen else np.nan, wilson)
         answers = [(asked(s), seen[s.path]) for s, _ in self.pairs if asked(s)]
         if answers:
             write_confusion(picture, answers, list(KINDS), [*KINDS, "speech"])
 
     def table(self) -> str:
-        def show(found: dict | None) -> str:
-            if not found:
-                return "-"
-            interval = f" ({found['low']:.3g} to {found['high']:.3g})" * (found["n"] > 1)
-            return f"{found['value']:.3g}{interval}"
-
         lines = [("metric", "better", *COLUMNS, "n"), ("---",) * 5]
         lines += [(r["metric"], r["better"], *(show(r.get(c)) for c in COLUMNS),
                    str(r["generated"]["n"])) for r in self.rows]
@@ -236,31 +227,6 @@ def options(argv: list[str] | None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def measure(pairs: list[Pair], args: Namespace, judges: Judges | None, reader: LipReader | None,
-            embed: Embedding | None, side: int) -> Measured:
-    found = Measured(pairs, judges)
-    if not found.both:
-        found.left.append("LipScore and Frechet distances: no --truth to compare with")
-    elif judges or reader:
-        found.lip_score("toy" if reader is None else args.lip_reader, reader, side)
-    else:
-        found.left.append("LipScore: the faces are not drawn ones; give --lip-reader FILE.pth")
-    if found.both and embed:
-        found.distances()
-    elif found.both:
-        found.left.append("Frechet distances: the faces are not drawn ones; give --features "
-                          "inception")
-    found.sync()
-    found.lip_leak()
-    if judges:
-        found.vocalisations(args.out / "confusion.png")
-        found.first_and_last("likeness to the given picture", "higher", "likeness")
-    else:
-        found.left.append("identity and NSV accuracy: the judges know drawn faces alone")
-    found.first_and_last("sharpness", "as the truth", "sharpness")
-    return found
-
-
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     paths = paired(args.generated, args.truth)
@@ -272,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     judges = Judges.load(WEIGHTS / "judges.safetensors") if drawn else None
     named = args.lip_reader not in (None, "toy")
     reader = LipReader.load(Path(args.lip_reader)) if named else None
-    embed = inception() if args.features == "inception" else judges and judges.features
+    embed = inception() if args.features == "inception" else None
     make_folder(args.out)
     with TemporaryDirectory() as folder:
         pairs = []
@@ -282,7 +248,26 @@ def main(argv: list[str] | None = None) -> None:
             pairs.append(tuple(path and watch(path, side, Path(folder, f"{len(pairs)}_{column}"),
                                               judges, embed, face, named)
                                for path, column in zip(pair, COLUMNS)))
-        found = measure(pairs, args, judges, reader, embed, side)
+        found = Measured(pairs, judges)
+        if not found.both:
+            found.left.append("LipScore and Frechet distances: no --truth to compare with")
+        elif judges or reader:
+            found.lip_score("toy" if reader is None else args.lip_reader, reader)
+        else:
+            found.left.append("LipScore: the faces are not drawn ones; give --lip-reader FILE.pth")
+        if found.both and (judges or embed):
+            found.distances()
+        elif found.both:
+            found.left.append("Frechet distances: the faces are no drawn ones; give --features "
+                              "inception")
+        found.sync()
+        found.lip_leak()
+        if judges:
+            found.vocalisations(args.out / "confusion.png")
+            found.first_and_last("likeness to the given picture", "higher", "likeness")
+        else:
+            found.left.append("identity and NSV accuracy: the judges know drawn faces alone")
+        found.first_and_last("sharpness", "as the truth", "sharpness")
     save_text(args.out / "evaluation.md", found.table())
     save_text(args.out / "evaluation.json", json.dumps(
         {"rows": found.rows, "left out": found.left}, indent=1))

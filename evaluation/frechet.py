@@ -46,8 +46,9 @@ def over_time(features: np.ndarray, reference: np.ndarray, window: int) -> np.nd
     """d^2 (n // window,) of a film's features (n, D), a window at a time, from a set of moments."""
     pieces = (np.asarray(features[i:i + window], np.float64)
               for i in range(0, len(features) - window + 1, window))
-    return np.array([from_root(x.mean(0), (x - x.mean(0)) / np.sqrt(window - 1),
-                               *normal(reference)) for x in pieces])
+    whole = normal(reference)
+    return np.array([from_root(x.mean(0), (x - x.mean(0)) / np.sqrt(window - 1), *whole)
+                     for x in pieces])
 
 
 def with_interval(a: list[np.ndarray], b: list[np.ndarray]) -> tuple[float, float, float]:

@@ -17,13 +17,11 @@ from evaluation import mouths
 from evaluation.lipreader import LipReader
 from tools.cli import InputError, warn
 from tools.media import FPS, loudness, video_blocks, video_shape
-from toy.evaluation.judges import JUDGED, Judges, at_size, to_tensor
+from toy.evaluation.judges import JUDGED, Judges, to_tensor
 
-BLOCK = 100               # frames that are in memory at a time
+BLOCK = 20                # frames that are in memory at a time
 READ = 500                # frames that the lip reader sees at a time: its attention grows with n^2
 PUBLISHED = "https://download.pytorch.org/models/inception_v3_google-0cc3c7bd.pth"
-
-Embedding = Callable[[Tensor], Tensor]         # pictures (n, 3, H, W) in [-1, 1] -> (n, D)
 
 
 @dataclass
@@ -31,6 +29,7 @@ class Seen:
     """A video of N frames. What could not be measured is None."""
 
     path: Path
+    side: int                                  # of the pictures as they were read
     sharpness: np.ndarray                      # (N,): see `sharpness`
     loudness: np.ndarray | None                # (N,): root mean square, -60 to 0 dB as 0 to 1
     points: np.ndarray | None                  # (N, 68, 2): landmarks, in pixels as it was read
@@ -47,8 +46,8 @@ def sharpness(images: Tensor) -> Tensor:
     return (grey[:, 1:-1, 1:-1] - around / 4).abs().mean((1, 2))
 
 
-def inception() -> Embedding:
-    """torchvision's Inception (2048 features). Its weights are Google's for ImageNet, not those that
+def inception() -> Callable[[Tensor], Tensor]:
+    """torchvision's Inception: pictures (n, 3, H, W) in [-1, 1] -> (n, 2048). Its weights are Google's for ImageNet, not those that
     most FID figures are made with, so that figures compare with this command's alone."""
     path = Path(torch.hub.get_dir(), "checkpoints", PUBLISHED.rsplit("/", 1)[1])
     try:
@@ -66,10 +65,11 @@ def inception() -> Embedding:
 
 
 @torch.inference_mode()
-def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Embedding | None,
+def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Callable | None,
           picture: Tensor | None, landmarked: bool) -> Seen:
     """Reads the video at side x side pixels. `judges` are given for drawn faces only; `picture`
-    (64,) is the given person's embedding by them; `out` is where features may be written. Of drawn
+    (64,) is the given person's embedding by them; without `embed` the features are theirs and go
+    to the file `out`. Of drawn
     faces landmarks are looked for where they are wanted (`landmarked`) alone."""
     if abs((fps := video_shape(path)[2]) - FPS) > 0.01:
         warn(f"{path}: has {fps:g} frames a second and is looked at at {FPS}")
@@ -78,31 +78,35 @@ def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Embedd
         for block in video_blocks(path, side, length=BLOCK):
             images = to_tensor(block)
             sharp.append(sharpness(images))
-            small = at_size(images)
+            features = None
             if judges:
-                states.append(judges.states(small))
-                faces = judges.identity(small)
+                state, faces, features = judges.look(images)
                 picture = faces[0] if picture is None else picture
+                states.append(state)
                 likeness.append(faces @ picture)
             if embed:
-                features = embed(images).numpy()
-                features.tofile(file)
+                features = embed(images)
+            if features is not None:
+                features.numpy().tofile(file)
     sharp, states, likeness = (torch.cat(each).numpy() if each else None
                                for each in (sharp, states, likeness))
     opening = None if states is None else states[:, JUDGED.index("jaw")]
     points = mouths.landmarks(path, side) if landmarked or not judges else None
     if points is not None:
+        if len(points) < len(sharp):
+            raise InputError(f"{path}: has {len(sharp)} frames at {FPS} a second, but landmarks for "
+                             f"{len(points)}; make them anew")
         opening = mouths.opening(points[:len(sharp)])
-    shape = (len(sharp), features.shape[1]) if embed else None
-    return Seen(path, sharp, loudness(path), points, opening, states, likeness,
-                np.memmap(out, np.float32, "r", shape=shape) if embed else None)
+    if features is not None:
+        features = np.memmap(out, np.float32, "r", shape=(len(sharp), features.shape[1]))
+    return Seen(path, side, sharp, loudness(path), points, opening, states, likeness, features)
 
 
 @torch.inference_mode()
-def lip_features(path: Path, side: int, points: np.ndarray, reader: LipReader) -> Iterator[Tensor]:
-    """The lip reader's features (n, D) of a video, READ frames at a time."""
-    rows = np.split(mouths.smoothed(points), range(READ, len(points), READ))
-    for block, here in zip(video_blocks(path, side, length=READ), rows):
-        n = min(len(block), len(here))
-        crops = [mouths.patches(block[i:min(i + 25, n)], here[i:i + 25]) for i in range(0, n, 25)]
+def lip_features(seen: Seen, frames: int, reader: LipReader) -> Iterator[Tensor]:
+    """The lip reader's features (n, D) of so many frames of a video, READ at a time."""
+    rows = np.split(mouths.smoothed(seen.points[:frames]), range(READ, frames, READ))
+    for block, here in zip(video_blocks(seen.path, seen.side, length=READ), rows):
+        crops = [mouths.patches(block[i:i + 25][:len(here[i:])], here[i:i + 25])
+                 for i in range(0, len(here), 25)]
         yield reader(mouths.normalised(np.concatenate(crops))[None])[0]

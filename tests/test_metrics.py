@@ -34,7 +34,7 @@ def films(tmp_path_factory):
     """Folders of the two same clips as each of FILMS; the first clip's sound is silent."""
     folder, rng = tmp_path_factory.mktemp("films"), np.random.default_rng(0)
     for i in range(2):
-        clip = make_clip(900 + i, "test", 3.2, "speech")
+        clip = make_clip(900 + i, "test", 2.4, "speech")
         n = len(clip.state)
         true = to_bytes(frames(clip, np.arange(n), SIZE))
         other = replace(clip, identity=random_identity(rng))
@@ -55,14 +55,14 @@ def seen(films, tmp_path_factory):
     def look(name, i):
         face = judges.identity(command.first_frame(films / "truth" / f"{i}.mp4"))[0]
         return watch.watch(films / name / f"{i}.mp4", SIZE, out / f"{name}{i}", judges,
-                           judges.features, face, False)
+                           None, face, False)
 
     true = [look("truth", i) for i in range(2)]
     found = {}
     for name in FILMS:
         pairs = list(zip([look(name, i) for i in range(2)] if name != "truth" else true, true))
         measured = command.Measured(pairs, judges)
-        measured.lip_score("toy", None, SIZE)
+        measured.lip_score("toy", None)
         measured.distances()
         measured.sync()
         measured.first_and_last("likeness", "higher", "likeness")
@@ -80,12 +80,12 @@ def test_each_fault_moves_its_metric(seen):
     assert true[lips] == pytest.approx(1, abs=1e-6)
     assert true[far] == pytest.approx(0, abs=1e-3) and true[clips] == pytest.approx(0, abs=1e-3)
     assert [seen[name][late] for name in ("truth", "late", "blurred", "another")] == [0, LATE, 0, 0]
-    assert seen["frozen"][lips] < seen["late"][lips] < 0.98
+    assert max(seen["frozen"][lips], seen["late"][lips]) < 0.9
     assert seen["blurred"][lips] > seen["late"][lips] < seen["another"][lips]
     assert max(seen["late"][far], 0.1 * true["the same in a window of a second, mean"]) < min(
         seen[name][far] for name in ("blurred", "frozen", "another"))
     assert seen["frozen"][clips] > seen["late"][clips]
-    assert seen["another"][likeness] < 0.7 < 0.9 < seen["late"][likeness]
+    assert seen["another"][likeness] < 0.7 and seen["late"][likeness] > 0.9
     assert seen["blurred"][sharp] < 0.8 * true[sharp]
     assert seen["another"]["opening of the mouth, correlation with the truth's"] > 0.8
 
@@ -97,27 +97,28 @@ def test_sharpness_of_waves():
     assert watch.sharpness(torch.linspace(0, 1, 32).expand(1, 3, 32, 32)).item() < 1e-6
 
 
-def test_the_command(films, tmp_path, capsys):
-    """On a folder against itself under other names: the table, the curves, and all that is odd."""
+def test_the_command(films, tmp_path, capsys, monkeypatch):
+    """On two folders: the table, the curves, a name that has no partner, a silent sound."""
     films.joinpath("truth", "alone.mp4").symlink_to(films / "truth" / "0.mp4")
+    monkeypatch.setattr(command, "closed_lips", lambda _: 0.5)
     out = tmp_path / "out"
     assert cli.run(command.main, [str(films / "frozen"), "--truth", str(films / "truth"),
                                   "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert "warning: 1 videos left out, whose names are on one side only: alone" in said.err
-    assert "| LipScore (toy) | higher | " in said.out == (out / "evaluation.md").read_text() + (
-        f"\nwrote {out}/evaluation.md, .json, and curves.csv, .png\n") or said.out
+    written = (out / "evaluation.md").read_text()
+    assert "| LipScore (toy) | higher | " in written and said.out.startswith(written)
     found = json.loads((out / "evaluation.json").read_text())
     assert {row["metric"]: row["generated"]["n"] for row in found["rows"]}[
         "LipLeak: open mouths to silent sound"] == 1
     assert any(line.startswith("the slope") for line in found["left out"])
-    assert len((out / "curves.csv").read_text().splitlines()) == 1 + 4 * 3
+    assert len((out / "curves.csv").read_text().splitlines()) == 1 + 4 * 2
     assert (out / "curves.png").stat().st_size > 10_000
     films.joinpath("truth", "alone.mp4").unlink()
 
 
 def test_what_is_no_drawn_face_is_left_out(tmp_path, capsys):
-    """Coloured noise of 10 frames at another rate and another format, without sound or landmarks."""
+    """Coloured noise of 10 frames, without landmarks: each metric says why it is not there."""
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         noise = rng.integers(0, 255, (10, 8, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
@@ -164,7 +165,7 @@ def test_vocalisations_are_counted(tmp_path):
 
     def film(name, kind):
         states = np.full((5, 17), KINDS.index(kind), np.float32)
-        return watch.Seen(tmp_path / name, *[None] * 4, states, None, None)
+        return watch.Seen(tmp_path / name, *[None] * 5, states, None, None)
 
     pairs = [(film("laugh_1.mp4", "laugh"), None), (film("laugh_2.mp4", "yawn"), None),
              (film("throat-clear.mp4", "throat-clear"), None), (film("words.mp4", "laugh"), None)]
@@ -236,29 +237,41 @@ def test_opening_of_lips():
     assert mouths.opening(points) == pytest.approx([0.1])
 
 
-def test_a_published_lip_reader(films, tmp_path, capsys, monkeypatch):
-    """A small file of the published names: what is not used is named, and a video against itself
-    scores 1, another one less."""
+def test_a_published_lip_reader(tmp_path, capsys):
+    """A small file of the published names: what is not used is named, what is missing refused."""
     config = lipreader.LipReaderConfig(4, 16, 2, 16, 1, 3)
-    torch.manual_seed(0)
     weights = {f"encoder.{k}": v for k, v in lipreader.LipReader(config).state_dict().items()}
     path = tmp_path / "vsr.pth"
     torch.save(weights | {"decoder.x": torch.zeros(1), "ctc.y": torch.zeros(1)}, path)
-    reader = lipreader.LipReader.load(path, config)
+    loaded = lipreader.LipReader.load(path, config).state_dict()
+    assert all(loaded[k.removeprefix("encoder.")].equal(v) for k, v in weights.items())
     assert "vsr.pth: left out, as LipScore does not use it: ctc.*, decoder.*" in (
         capsys.readouterr().err)
-    rng, n = np.random.default_rng(0), 80
-    points = np.tile(rng.uniform(20, 44, (68, 2)), (n, 1, 1))
-    points[:, list(mouths.STABLE)] = np.array(mouths.PLACES) / 4
-    film = [watch.Seen(films / name / "0.mp4", np.zeros(n), None, points, *[None] * 4)
-            for name in ("truth", "another")]
-    for other, scores in ((film[0], (0.9999, 1.0001)), (film[1], (-1, 0.9999))):
-        found = command.Measured([(other, film[0])], None)
-        found.lip_score("vsr.pth", reader, SIZE)
-        assert scores[0] < found.rows[0]["generated"]["value"] < scores[1]
     torch.save({k: v for k, v in weights.items() if "after_norm" not in k}, path)
     with pytest.raises(cli.InputError, match="vsr.pth: not the weights .*missing: after_norm"):
         lipreader.LipReader.load(path, config)
+
+
+def test_lip_score_by_landmarks(films, monkeypatch):
+    """With a reader whose features are the crop's pixels, in pieces of 25 frames as in one."""
+    n, points = 60, np.full((60, 68, 2), 32.0)
+    points[:, list(mouths.STABLE)] = np.array(mouths.PLACES) / 4
+
+    def film(name, frames=n, landmarks=points):
+        return watch.Seen(films / name / "0.mp4", SIZE, np.zeros(frames), None, landmarks,
+                          *[None] * 4)
+
+    def score(ours, true=film("truth")):
+        found = command.Measured([(ours, true)], None)
+        found.lip_score("vsr.pth", lambda crops: crops.flatten(2))
+        return found.rows[0]["generated"]["value"] if found.rows else found.left[0]
+
+    other = score(film("another"))
+    assert score(film("truth")) == pytest.approx(1) and other < score(film("late")) < 0.9999
+    monkeypatch.setattr(watch, "READ", 25)
+    assert score(film("another")) == pytest.approx(other, abs=1e-6)
+    assert score(film("truth", 11)) == "LipScore of 1 videos: less than 12 frames"
+    assert "1 videos: neither NAME.landmarks.npy" in score(film("truth", landmarks=None))
 
 
 def test_shape_of_a_video(films):

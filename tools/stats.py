@@ -48,6 +48,19 @@ def wilson(per_clip: np.ndarray) -> tuple[float, float, float]:
     return float(p), *(float((middle + s * half) / (1 + z * z / n)) for s in (-1, 1))
 
 
+def figure(estimate: tuple[float, float, float], n: int) -> dict:
+    """What a table holds of a value, the bounds of its interval and how many it is made of."""
+    return dict(zip(("value", "low", "high"), map(float, estimate))) | {"n": n}
+
+
+def show(found: dict | None) -> str:
+    """A `figure` in a table; of a single one there is no interval."""
+    if not found:
+        return "-"
+    interval = f" ({found['low']:.3g} to {found['high']:.3g})" * (found["n"] > 1)
+    return f"{found['value']:.3g}{interval}"
+
+
 def counted(values: list[float] | np.ndarray) -> np.ndarray:
     """One value a clip (n,) -> (n, 2) for `share`: its mean over the clips that have one."""
     values = np.asarray(values, np.float64)

@@ -88,10 +88,14 @@ class Judges(nn.Module):
         return F.normalize(found, dim=1)
 
     @torch.inference_mode()
-    def features(self, frames: Tensor) -> Tensor:
-        """(N, 224): what both trunks see in each frame, for distances between sets of pictures."""
-        return torch.cat([torch.cat([self.state_trunk[0](f), self.face_trunk(f)], 1)
-                          for f in at_size(frames).split(64)])
+    def look(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`states` (N, 17), `identity` (N, 64) and what both trunks see (N, 224), for distances
+        between sets of pictures: in one go."""
+        pieces = at_size(frames).split(16)
+        seen = torch.cat([torch.cat([self.state_trunk[0](f), self.face_trunk(f)], 1)
+                          for f in pieces])
+        state, face = seen.split((160, 64), 1)
+        return self.state_trunk[1:](state) * self.std + self.mean, F.normalize(face, dim=1), seen
 
     @torch.inference_mode()
     def over_clips(self, states: Tensor, length: int = 16) -> Tensor:
