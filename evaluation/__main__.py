@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation import frechet
 from evaluation.lipreader import LipReader
 from evaluation.mouths import LEAST
 from evaluation.watch import Seen, inception, lip_features, watch
+from tools import frechet
 from tools.checkpoint import save_text
 from tools.cli import WEIGHTS, InputError, Parser, make_folder, run, warn
 from tools.figures import write_confusion, write_seconds
@@ -145,7 +145,7 @@ class Measured:
         self.set_distance("Frechet distance of frames", parts)
         windows = {s.path: frechet.over_time(s.features, sum(parts[1]), FPS)
                    for pair in self.both for s in pair}
-        self.along("Frechet distance in a second", windows, 1)
+        self.along("distance in 1 s", windows, 1)
         self.row("the same in a window of a second, mean", "lower", lambda s, _:
                  windows[s.path].mean() if len(windows[s.path]) else np.nan)
         tens = [w[:len(w) // 10 * 10].reshape(-1, 10).mean(1)
@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
         found.lip_leak()
         if judges:
             found.vocalisations(args.out / "confusion.png")
-            found.first_and_last("likeness to the given picture", "higher", "likeness")
+            found.first_and_last("likeness", "higher", "likeness")
         else:
             found.left.append("identity and NSV accuracy: the judges know drawn faces alone")
         found.first_and_last("sharpness", "as the truth", "sharpness")

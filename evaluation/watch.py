@@ -68,38 +68,37 @@ def inception() -> Callable[[Tensor], Tensor]:
 def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Callable | None,
           picture: Tensor | None, landmarked: bool) -> Seen:
     """Reads the video at side x side pixels. `judges` are given for drawn faces only; `picture`
-    (64,) is the given person's embedding by them; without `embed` the features are theirs and go
-    to the file `out`. Of drawn
-    faces landmarks are looked for where they are wanted (`landmarked`) alone."""
+    (64,) is the given person's embedding by them; without `embed` the features are theirs. What is
+    kept of each frame goes through the file `out`. Of drawn faces landmarks are looked for only
+    where they are wanted (`landmarked`). Raises InputError for what is no video."""
     if abs((fps := video_shape(path)[2]) - FPS) > 0.01:
         warn(f"{path}: has {fps:g} frames a second and is looked at at {FPS}")
-    sharp, states, likeness = [], [], []
-    with out.open("wb") as file:
+    with out.open("wb") as file:               # where small arrays do not cut up the memory
         for block in video_blocks(path, side, length=BLOCK):
             images = to_tensor(block)
-            sharp.append(sharpness(images))
-            features = None
+            columns = [sharpness(images)[:, None]]
             if judges:
                 state, faces, features = judges.look(images)
                 picture = faces[0] if picture is None else picture
-                states.append(state)
-                likeness.append(faces @ picture)
+                columns += [state, (faces @ picture)[:, None]]
             if embed:
                 features = embed(images)
-            if features is not None:
-                features.numpy().tofile(file)
-    sharp, states, likeness = (torch.cat(each).numpy() if each else None
-                               for each in (sharp, states, likeness))
-    opening = None if states is None else states[:, JUDGED.index("jaw")]
+            rows = torch.cat(columns + [features] if judges or embed else columns, 1).numpy()
+            rows.tofile(file)
+    table = np.memmap(out, np.float32, "r").reshape(-1, rows.shape[1])
+    sharp, states, likeness, opening, end = np.array(table[:, 0]), None, None, None, 1
+    if judges:
+        end = len(JUDGED) + 2
+        states, likeness = np.array(table[:, 1:end - 1]), np.array(table[:, end - 1])
+        opening = states[:, JUDGED.index("jaw")]
     points = mouths.landmarks(path, side) if landmarked or not judges else None
     if points is not None:
         if len(points) < len(sharp):
             raise InputError(f"{path}: has {len(sharp)} frames at {FPS} a second, but landmarks for "
                              f"{len(points)}; make them anew")
         opening = mouths.opening(points[:len(sharp)])
-    if features is not None:
-        features = np.memmap(out, np.float32, "r", shape=(len(sharp), features.shape[1]))
-    return Seen(path, side, sharp, loudness(path), points, opening, states, likeness, features)
+    return Seen(path, side, sharp, loudness(path), points, opening, states, likeness,
+                table[:, end:] if judges or embed else None)
 
 
 @torch.inference_mode()

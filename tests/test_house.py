@@ -129,8 +129,8 @@ def test_arrows_point_down_and_none_goes_in_a_circle():
     ("tools.media", "from toy.voices import speak"),
     ("toy.voices", "from bench import unet"),
     ("audio", "from fixture import FOLDER"),
-    ("tools.figures", "from evaluation.frechet import moments"),
-    ("evaluation.frechet", "from keyface import KeyFace"),
+    ("tools.figures", "from evaluation.mouths import patches"),
+    ("evaluation.watch", "from keyface import KeyFace"),
     ("evaluation.mouths", "from toy.evaluation.films import to_tensor"),
 ])
 def test_a_wrong_arrow_is_found(module, line):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from evaluation import __main__ as command
-from evaluation import frechet, lipreader, mouths, watch
-from tools import cli
+from evaluation import lipreader, mouths, watch
+from tools import cli, frechet
 from tools.cli import WEIGHTS
 from tools.media import FPS, video_shape, write_video
 from tools.stats import slope
@@ -261,8 +261,8 @@ def test_lip_score_by_landmarks(films, monkeypatch):
         return watch.Seen(films / name / "0.mp4", SIZE, np.zeros(frames), None, landmarks,
                           *[None] * 4)
 
-    def score(ours, true=film("truth")):
-        found = command.Measured([(ours, true)], None)
+    def score(ours):
+        found = command.Measured([(ours, film("truth"))], None)
         found.lip_score("vsr.pth", lambda crops: crops.flatten(2))
         return found.rows[0]["generated"]["value"] if found.rows else found.left[0]
 

@@ -56,7 +56,7 @@ def write_seconds(stem: Path, curves: dict[str, dict[Path, np.ndarray]], ours: s
                     f"{column[second]:.5g}" if second < len(column) else "" for column in columns)])
     styles = {"truth": (true, {"color": "k"}), "generated": (ours - true, {"color": "C1"})}
     panels = {name: [{"x": np.arange(len(curve[video])) + 0.5, "y": curve[video], "lw": 1,
-                      "alpha": 0.7, "marker": ".", "label": label if i == 0 else None, **style}
+                      "alpha": 0.7, "marker": "." if len(curve[video]) < 20 else "", "label": label if i == 0 else None, **style}
                      for label, (column, style) in styles.items()
                      for i, video in enumerate(sorted(column & curve.keys()))]
               for name, curve in curves.items()}
