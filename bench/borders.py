@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))                              # run as a script, it
 from tools import cli
 from tools.cli import WEIGHTS, number
 from tools.media import FPS, FRAME_SAMPLES
-from toy.evaluation.stats import AROUND, bootstrap, change
+from tools.stats import bootstrap
+from toy.evaluation.stats import AROUND, change
 
 SEEDS, SECONDS = 74_000_000, 44
 NEXT = [-1, 0]                                             # pairs of frames that touch a border

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))                              # run as a script, it
 from tools import cli
 from tools.cli import WEIGHTS, number
 from tools.media import FPS, FRAME_SAMPLES
-from toy.evaluation.stats import best_lag, correlation
+from tools.stats import best_lag, correlation
 
 SEEDS, MINUTE = 73_000_000, 60 * FPS                       # of the clips; frames
 REACH = 5                                                  # frames of lag looked at
@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     import torch  # only now: it takes seconds to load, mistakes are told at once
 
     from keyface import KeyFace, Plan
-    from toy.evaluation.films import face_of, to_tensor
-    from toy.evaluation.judges import JUDGED, Judges
+    from toy.evaluation.films import face_of
+    from toy.evaluation.judges import JUDGED, Judges, to_tensor
     from toy.world import COLUMN, make_clip
 
     model, judges = KeyFace.load(args.weights), Judges.load(args.weights / "judges.safetensors")

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))                              # run as a script, it
 from tools import cli, media
 from tools.cli import IMAGE, WEIGHTS, InputError, number
 from tools.media import FRAME_SAMPLES, SAMPLE_RATE
-from toy.evaluation.stats import best_lag, correlation
+from tools.stats import best_lag, correlation
 
 SHORTEST = 3.0                                             # seconds: below, too few turns
 BAND = 500, 3000                                           # Hz
@@ -119,8 +119,8 @@ def main(argv: list[str] | None = None) -> None:
         cli.check_output(film, (".mp4",), "--out")
 
     from keyface import KeyFace  # only now: torch takes seconds to load, mistakes are told at once
-    from toy.evaluation.__main__ import JAW, to_tensor
-    from toy.evaluation.judges import Judges
+    from toy.evaluation.__main__ import JAW
+    from toy.evaluation.judges import Judges, to_tensor
 
     model, judges = KeyFace.load(args.weights), Judges.load(args.weights / "judges.safetensors")
     jaws = []

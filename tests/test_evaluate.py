@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from keyface import Plan
-from toy.evaluation import report, stats
+from tools import stats
+from toy.evaluation import report
 from toy.evaluation.__main__ import Seen, errors, other_curve, speech_rows
 from toy.evaluation.longfilm import Course, joints, long_rows
+from toy.evaluation.stats import moments, pooled_correlation
 from toy.voices import VISEME_CLASSES
 
 
@@ -20,13 +22,13 @@ def rng() -> np.random.Generator:
 def test_correlation_pooled_over_clips_is_that_of_all_their_frames(rng):
     x, y = rng.normal(3, 2, (2, 6, 50))
     y += 0.5 * x
-    sums = np.stack([stats.moments(a, b) for a, b in zip(x, y)])
+    sums = np.stack([moments(a, b) for a, b in zip(x, y)])
     expected = np.corrcoef(x.ravel(), y.ravel())[0, 1]
-    assert stats.pooled_correlation(sums.sum(0)) == pytest.approx(expected, abs=1e-12)
+    assert pooled_correlation(sums.sum(0)) == pytest.approx(expected, abs=1e-12)
     assert stats.correlation(x[0], y[0]) == pytest.approx(np.corrcoef(x[0], y[0])[0, 1])
     still = np.ones(50)
-    assert stats.correlation(still, y[0]) == 0 == stats.pooled_correlation(
-        stats.moments(still, y[0]))
+    assert stats.correlation(still, y[0]) == 0 == pooled_correlation(
+        moments(still, y[0]))
     assert np.isnan(stats.correlation(x[0], still))
 
 
@@ -41,8 +43,8 @@ def test_bootstrap_of_a_mean_has_its_standard_error(rng):
 
 def test_bootstrap_of_a_correlation_follows_fishers_z(rng):
     x, noise = rng.normal(size=(2, 300, 1))          # each clip one frame: all are independent
-    sums = np.stack([stats.moments(a, b) for a, b in zip(x, 0.8 * x + 0.6 * noise)])
-    value, low, high = stats.bootstrap(sums, stats.pooled_correlation)
+    sums = np.stack([moments(a, b) for a, b in zip(x, 0.8 * x + 0.6 * noise)])
+    value, low, high = stats.bootstrap(sums, pooled_correlation)
     reach = 1.96 / np.sqrt(297)
     expected = np.tanh(np.arctanh(value) + np.array([-reach, reach]))
     assert (low, high) == pytest.approx(tuple(expected), abs=0.015)

@@ -22,9 +22,10 @@ ROWS = (  # of the root: a module may import what stands in a row below its own,
     ("unet", "vae", "audio", "diffusion", "emotion"),
 )
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
-FOLDERS = ("tools", "toy", "bench", "tests")
+FOLDERS = ("tools", "evaluation", "toy", "bench", "tests")
 MODELLED = tuple(f"tools.{name}" for name in ("released", "pretrained", "scaling", "describe",
                                               "prepare"))  # which know the networks
+WORLD = ("toy.world", "toy.vocalisations")  # what the drawn world holds and how it looks
 COMMANDS = ROWS[0]  # what is run, so that nothing hangs on it
 
 
@@ -65,7 +66,7 @@ def imports(modules: dict[str, str]) -> dict[str, set[str]]:
 def place(module: str) -> str:
     """The folder a module is in: "root", one of FOLDERS."""
     folder = module.split(".")[0]
-    if folder in ("tools", "toy", "bench"):
+    if folder in FOLDERS[:-1]:
         return folder
     return "root" if folder in ROW else "tests"
 
@@ -85,7 +86,9 @@ def allowed(module: str, other: str) -> bool:
     if here == "tools":  # some of them work with the networks, and one knows the drawn world
         return (module in MODELLED and there == "root" and other not in ("training", "data")
                 or (module, other) == ("tools.prepare", "toy.world"))
-    return there in ("root", "toy") or (here == there == "bench")
+    if here == "evaluation":  # it measures films, of whatever network, and knows the toy's judges
+        return there == here or other in ("toy.evaluation.judges", *WORLD)
+    return there in ("root", "toy", "evaluation") or (here == there == "bench")
 
 
 def wrong(arrows: dict[str, set[str]]) -> list[str]:
@@ -128,6 +131,9 @@ def test_arrows_point_down_and_none_goes_in_a_circle():
     ("audio", "from fixture import FOLDER"),
     ("keyface", "import walk"),
     ("walk", "from toy import readout"),
+    ("tools.figures", "from evaluation.mouths import patches"),
+    ("evaluation.watch", "from keyface import KeyFace"),
+    ("evaluation.mouths", "from toy.evaluation.films import to_tensor"),
 ])
 def test_a_wrong_arrow_is_found(module, line):
     modules = sources()

@@ -4,6 +4,7 @@ every tensor compared."""
 import os
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from fixture import FOLDER, Fixture, names_at_full_size
@@ -23,6 +24,8 @@ from diffusion import (
     schedule,
     training_sigma,
 )
+from evaluation import mouths
+from evaluation.lipreader import LipReader, LipReaderConfig, positions
 from stage import Conditions, Stage, StageConfig, guidance_parts, guided_keyframes, guided_segments
 from tools.released import autoencoder, renamed
 from unet import UNetConfig, sinusoid
@@ -620,3 +623,42 @@ def test_wav2vec2(fx):
     fx.close("mid.normalized", normalised, **tolerance)
     fx.close("out.frames", encoder.speech_released(normalised), **tolerance)
     fx.close("mid.hidden", hidden["hidden"].last_hidden_state[0], **tolerance)
+
+
+# ---- evaluation/: the lip reader of LipScore (section 13) ----
+
+
+@torch.no_grad()
+def test_lipreader(fx):
+    tolerance = fx.config["tolerance"]
+    reader = LipReader(LipReaderConfig(**fx.config["config"])).eval()
+    reader.load_state_dict(fx.weights("sd.encoder."))
+    points = mouths.smoothed(fx["in.landmarks"].double().numpy())
+    found = mouths.patches(fx["in.video"].numpy(), points)
+    error = np.abs(found.astype(float) - fx["out.patches"].numpy().astype(float)).mean()
+    assert error <= tolerance["out.patches_mean_abs"]
+    assert list(mouths.STABLE) == fx.config["stable_points"]["index"]
+    assert [list(xy) for xy in mouths.PLACES] == fx.config["stable_points"]["xy_in_256"]
+    crops = mouths.normalised(fx["out.patches"].numpy())
+    fx.close("mid.normalised", crops, tolerance["mid"])
+
+    modules = {"frontend": reader.frontend, "embed": reader.embed}
+    modules |= {f"encoders.{i}": block for i, block in enumerate(reader.encoders)}
+    seen = recorded(modules)
+    features = reader(crops[None])[0]
+    fx.close("mid.frontend", seen["frontend"][0], tolerance["mid.frontend"])
+    width = features.shape[1]
+    fx.close("mid.embed", seen["embed"][0] * width**0.5, tolerance["mid.embed"])
+    fx.close("mid.pos_emb", positions(len(crops), width), tolerance["mid"])
+    for i in range(len(reader.encoders)):
+        fx.close(f"mid.encoders.{i}", seen[f"encoders.{i}"][0], tolerance["mid"])
+    fx.close("out.features", features, tolerance["out.features"])
+    rolled = torch.cosine_similarity(features, features.roll(1, 0)).mean()
+    fx.close("out.lipscore_rolled", rolled[None], tolerance["out.lipscore_rolled"])
+
+
+def test_lipreader_names_and_shapes_at_full_size():
+    with torch.device("meta"):
+        state = LipReader().state_dict()
+    assert {f"encoder.{k}": list(v.shape) for k, v in state.items()} == (
+        names_at_full_size("lipreader")["shapes"])

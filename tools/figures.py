@@ -26,6 +26,62 @@ def save_grid(path: Path, images: Tensor) -> None:
         imsave(temporary, picture.flatten(2, 3).flatten(0, 1).cpu().numpy())
 
 
+def write_curves(path: Path, panels: dict[str, list[dict]], label: str = "seconds") -> None:
+    """A panel for each name with its curves: each is what matplotlib's `plot` takes, "x" and "y"
+    (N,) and how to draw them."""
+    figure = Figure(figsize=(10, 2.1 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for panel, (name, curves) in zip(axes, panels.items()):
+        for curve in curves:
+            panel.plot(curve["x"], curve["y"], **{k: curve[k] for k in curve.keys() - {"x", "y"}})
+        panel.set_ylabel(name)
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(loc="upper right", ncols=3)
+    axes[-1].set_xlabel(label)
+    save_figure(path, figure, 100)
+
+
+def write_seconds(stem: Path, curves: dict[str, dict[Path, np.ndarray]], ours: set[Path],
+                  true: set[Path]) -> None:
+    """Curves of videos, by what they show and by video, with a value a second: STEM.csv, a row for
+    each second of each video, and STEM.png, a panel each, the true ones in black."""
+    videos = sorted(ours | true)
+    with (replacing(stem.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file):
+        table = csv.writer(file)
+        table.writerow(["video", "second", *curves])
+        for video in videos:
+            columns = [curve.get(video, ()) for curve in curves.values()]
+            for second in range(max(map(len, columns))):
+                table.writerow([video, second, *(
+                    f"{column[second]:.5g}" if second < len(column) else "" for column in columns)])
+    styles = {"truth": (true, {"color": "k"}), "generated": (ours - true, {"color": "C1"})}
+    panels = {name: [{"x": np.arange(len(curve[video])) + 0.5, "y": curve[video], "lw": 1,
+                      "alpha": 0.7, "marker": "." if len(curve[video]) < 20 else "", "label": label if i == 0 else None, **style}
+                     for label, (column, style) in styles.items()
+                     for i, video in enumerate(sorted(column & curve.keys()))]
+              for name, curve in curves.items()}
+    write_curves(stem.with_suffix(".png"), panels)
+
+
+def write_confusion(path: Path, answers: list[tuple[str, str]], rows: list[str],
+                    columns: list[str]) -> None:
+    """Draws how often each of `rows` was taken for each of `columns`: a pair of these an answer."""
+    counts = np.zeros((len(rows), len(columns)), int)
+    for row, column in answers:
+        counts[rows.index(row), columns.index(column)] += 1
+    figure = Figure(figsize=(2 + 0.8 * len(columns), 1.8 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (i, j), count in np.ndenumerate(counts):
+        axes.text(j, i, str(count), ha="center", va="center",
+                  color="white" if shares[i, j] > 0.5 else "black")
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel="seen", ylabel="asked for")
+    save_figure(path, figure, 100)
+
+
 def load_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a CSV of numbers; none where there is no such file."""
     if not path.exists():

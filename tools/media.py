@@ -27,6 +27,7 @@ from tools.cli import COMMENT, InputError, replacing, warn
 FPS = 25
 SAMPLE_RATE = 16000
 FRAME_SAMPLES = SAMPLE_RATE // FPS
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 
 
 def frame_count(samples: int) -> int:
@@ -204,6 +205,17 @@ def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
     return wave.clip(-1, 1)
 
 
+def loudness(path: Path | str) -> np.ndarray | None:
+    """Root mean square of a file's sound, -60 to 0 dB as 0 to 1, a number a frame: (N,). All 0 for
+    a silent one, None for a file without sound."""
+    try:
+        wave = read_audio(path)
+    except InputError:
+        return None
+    frames = np.pad(wave, (0, -len(wave) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
+    return 1 + np.log10(np.square(frames).mean(1).clip(1e-6)) / 6
+
+
 # What a file is by its first bytes, where it is no picture that can be opened.
 KINDS = ((rb".{4}ftyp(heic|heix|hevc|heim|heis|hevx|mif1|msf1)", "a HEIC picture"),
          (rb".{4}ftypavi", "an AVIF picture"),
@@ -288,6 +300,29 @@ def read_image(source: Path | str | np.ndarray, size: int | None = None,
     if size is not None and size != side:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     return np.array(image)
+
+
+def video_shape(path: Path | str) -> tuple[int, int, float]:
+    """Width and height of a video as it is shown, and its frames a second. Raises InputError."""
+    path = Path(path)
+    number = _tracks(path, "Video")[0].number
+    said = _run_ffmpeg(path, [])[2].partition(f"Stream #{number}")[2].partition("Stream #")[0]
+    width, height = map(int, re.search(r" (\d+)x(\d+)[ ,]", said).groups())
+    rate = re.search(r"([\d.]+)(k?) (fps|tbr)", said)
+    turned = re.search(r"rotation of (-?\d+)", said)
+    if turned and int(turned[1]) % 180:
+        width, height = height, width
+    return width, height, float(rate[1]) * (1000 if rate[2] else 1) if rate else FPS
+
+
+def videos_in(path: Path) -> dict[str, Path]:
+    """The videos of a folder by their names without ending, or the one that is named."""
+    if not path.is_dir():
+        return {path.stem: path}
+    found = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in VIDEOS}
+    if not found:
+        raise InputError(f"{path}: holds no video; give a folder of {', '.join(VIDEOS)}")
+    return found
 
 
 def video_blocks(path: Path | str, size: int, square: tuple[int, int, int] | None = None,

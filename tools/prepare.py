@@ -41,12 +41,11 @@ from keyface import KeyFace
 from stage import Config
 from tools.checkpoint import load_config, save_text
 from tools.cli import InputError, crop, end_with_parent, make_folder, replacing
-from tools.media import FPS, frame_count, read_audio, video_blocks
+from tools.media import FPS, VIDEOS, frame_count, read_audio, video_blocks
 
 VERSION = 1  # of all that is told above
 PIECE = 1500  # frames of a clip at most: an hour's video becomes 60 clips
 AT_ONCE = 25  # pictures in the autoencoder at a time
-ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 SPEECH = "speech"  # the kind of what has none
 DRAWN_TEST = 32  # held-out clips of the drawn world
 DRAWN_SECONDS = 8
@@ -104,11 +103,11 @@ class Videos:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give one of videos")
         self.folder, self.size, self.square = folder, size, square
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS
+        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS
                             and not p.name.startswith("."))
         if len(self.paths) < 2:
             raise InputError(f"{folder}: holds {len(self.paths) or 'no'} videos "
-                             f"({', '.join(ENDINGS)}); give two or more, of which one is held out")
+                             f"({', '.join(VIDEOS)}); give two or more, of which one is held out")
         self.speakers = [self._speaker(i, speakers) for i in range(len(self))]
         different = sorted(set(self.speakers))
         if len(different) < 2:

@@ -25,19 +25,18 @@ from keyface import KeyFace
 from tools import cli
 from tools.checkpoint import save_text
 from tools.cli import WEIGHTS, number
-from toy.evaluation import longfilm
-from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, to_tensor, workers
-from toy.evaluation.judges import JUDGED, Judges
-from toy.evaluation.report import describe, row, write_jaws, write_sheet
-from toy.evaluation.stats import (
+from tools.stats import (
     best_lag,
     bootstrap,
     correlation,
     counted,
-    moments,
-    pooled_correlation,
     wilson,
 )
+from toy.evaluation import longfilm
+from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, workers
+from toy.evaluation.judges import JUDGED, Judges, lip_limits, to_tensor
+from toy.evaluation.report import describe, row, write_jaws, write_sheet
+from toy.evaluation.stats import moments, pooled_correlation
 from toy.faces import random_identity
 from toy.train_vae import mouth, psnr
 from toy.voices import VISEME_CLASSES
@@ -249,15 +248,6 @@ def seconds_of_eight(model: KeyFace, seed: int) -> float:
     return time.perf_counter() - began
 
 
-def lip_limits(drawn: list[Seen], clips: list[Clip]) -> dict[str, float]:
-    """Where the judged jaw counts as closed, and as open: as in 95 % of the drawn frames of m, b, p
-    and of open vowels."""
-    jaws = np.concatenate([s.states[:, JAW] for s in drawn])
-    visemes = np.array(VISEME_CLASSES)[np.concatenate([c.viseme for c in clips])]
-    return {"closed below": float(np.quantile(jaws[visemes == "m b p"], 0.95)),
-            "open above": float(np.quantile(jaws[visemes == "ah"], 0.05))}
-
-
 def gallery_of(judges: Judges, clips: list[Clip], size: int) -> np.ndarray:
     """Embeddings (100, 64) of the clips' people, each in another pose, then of strangers."""
     rng = np.random.default_rng(SPEECH_SEEDS)
@@ -325,7 +315,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(processes)
     wall = seconds_of_eight(model, SPEECH_SEEDS + args.clips)
 
-    limits = lip_limits(watched.speech["drawn"], found.speech)
+    limits = lip_limits([s.states for s in watched.speech["drawn"]], found.speech)
     gallery = gallery_of(judges, found.speech, model.size)
     rows = speech_rows(found.speech, found.given, watched.speech, gallery, limits)
     facts = speech_facts(found, watched.speech, limits)

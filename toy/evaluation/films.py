@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from keyface import KeyFace
@@ -66,8 +65,3 @@ def face_of(clip: Clip, size: int, which: int) -> np.ndarray:
     """The person with an emotion and a pose that have nothing to do with the clip, uint8
     (H, W, 3)."""
     return to_bytes(portrait(clip, size, np.random.default_rng([clip.seed, which])))
-
-
-def to_tensor(video: np.ndarray) -> Tensor:
-    """(..., H, W, 3) uint8 -> (..., 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(video).movedim(-1, -3) / 127.5 - 1

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tools.checkpoint import header_config, load_part, save_part
+from tools.checkpoint import header_config, header_number, load_part, save_part
 from tools.cli import Parser, number, run
 from toy.faces import STATE, draw, random_identity
 from toy.voices import VISEME_CLASSES
 from toy.world import EVENTS, KINDS, Clip, frames, make_clip
-from vae import VAE, VAEConfig
+from vae import VAE, VAEConfig, brightness_error
 
 JUDGED = (*STATE, "valence", "arousal")
 SIZE = 64                     # side of the pictures that the judges look at
@@ -88,6 +88,25 @@ class Judges(nn.Module):
         return F.normalize(found, dim=1)
 
     @torch.inference_mode()
+    def look(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`states` (N, 17), `identity` (N, 64) and what both trunks see (N, 224), for distances
+        between sets of pictures: in one go."""
+        pieces = at_size(frames).split(16)
+        seen = torch.cat([torch.cat([self.state_trunk[0](f), self.face_trunk(f)], 1)
+                          for f in pieces])
+        state, face = seen.split((160, 64), 1)
+        return self.state_trunk[1:](state) * self.std + self.mean, F.normalize(face, dim=1), seen
+
+    @torch.inference_mode()
+    def over_clips(self, states: Tensor, length: int = 16) -> Tensor:
+        """Judged states (N, 17) -> (N // length, 112): what the two networks that look along time
+        see in each clip of so many frames, for distances between sets of clips."""
+        x = self.normalised(states).T[None]
+        seen = [self.event_net[:-1](x[:, :len(STATE)]), self.lip_net[:-1](x[:, :MOUTH])]
+        return F.avg_pool1d(torch.cat(seen, 1), length)[0].T if x.shape[2] >= length else (
+            x.new_empty(0, sum(part.shape[1] for part in seen)))
+
+    @torch.inference_mode()
     def events(self, states: Tensor) -> Tensor:
         """Judged states (N, 17) of a clip -> probabilities (N, 9) of the classes EVENTS."""
         x = self.normalised(states)[:, :len(STATE)].T[None]
@@ -109,12 +128,37 @@ def at_size(frames: Tensor) -> Tensor:
     return frames if frames.shape[-1] == SIZE else F.interpolate(frames, (SIZE, SIZE), mode="area")
 
 
+def lip_limits(states: list[np.ndarray], clips: list[Clip]) -> dict[str, float]:
+    """Where the judged jaw counts as closed, and as open: as in 95 % of the drawn frames of m, b, p
+    and of open vowels. `states` (N, 17) are what is judged of each drawn clip."""
+    jaws = np.concatenate([judged[:, JUDGED.index("jaw")] for judged in states])
+    visemes = np.array(VISEME_CLASSES)[np.concatenate([c.viseme for c in clips])]
+    return {"closed below": float(np.quantile(jaws[visemes == "m b p"], 0.95)),
+            "open above": float(np.quantile(jaws[visemes == "ah"], 0.05))}
+
+
 def load_vae(folder: Path) -> VAE:
     """The autoencoder that toy.train_vae wrote there, in the memory layout that is fastest here."""
     path = folder / "vae.safetensors"
     vae = VAE(header_config(VAEConfig, path)).eval()
     load_part(path, vae)
     return vae.to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def are_drawn(weights: Path, pictures: Tensor) -> bool:
+    """Whether most of the pictures (n, 3, H, W) are faces of this world, by what the autoencoder
+    in that folder makes of them: such as the judges can judge."""
+    limit = header_number(weights / "vae.safetensors", "familiar_error")
+    return bool(brightness_error(load_vae(weights), at_size(pictures)).median() <= limit)
+
+
+@torch.inference_mode()
+def closed_lips(judges: Judges, clips: int = 6) -> float:
+    """The judged jaw below which lips count as closed; see `lip_limits`."""
+    made = [make_clip(TEST + i, "test", 4.0, "speech") for i in range(clips)]
+    states = [judges.states(frames(c, np.arange(len(c.state)), SIZE)).numpy() for c in made]
+    return lip_limits(states, made)["closed below"]
 
 
 @torch.inference_mode()
@@ -143,6 +187,11 @@ def to_bytes(images: Tensor) -> Tensor:
 
 def from_bytes(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
+
+
+def to_tensor(video: np.ndarray) -> Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) in [-1, 1]."""
+    return from_bytes(torch.tensor(video).movedim(-1, -3))
 
 
 def truth(clip: Clip) -> Tensor:

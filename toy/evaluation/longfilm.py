@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.watch import sharpness
 from keyface import Plan
 from tools.media import FPS
-from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, to_tensor
-from toy.evaluation.judges import JUDGED, Judges
+from tools.stats import correlation
+from toy.evaluation.films import face_of, loaded, made, make_film, make_truth
+from toy.evaluation.judges import JUDGED, Judges, to_tensor
 from toy.evaluation.report import row, write_flicker
-from toy.evaluation.stats import AROUND, change, correlation
+from toy.evaluation.stats import AROUND, change
 from toy.world import Clip, make_clip
 
 SEEDS, SECONDS = 72_000_000, 60
@@ -44,16 +46,14 @@ class Course:
 
 
 def follow(judges: Judges, video: np.ndarray) -> Course:
-    """A film (N, H, W, 3), uint8. Sharpness is the mean absolute Laplacian of the grey picture."""
-    jaw, faces, sharpness = [], [], []
+    """A film (N, H, W, 3), uint8."""
+    jaw, faces, sharp = [], [], []
     for part in np.split(video, range(250, len(video), 250)):
         images = to_tensor(part)
-        grey = images.mean(1)                              # (n, H, W)
-        around = (grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:])
         jaw.append(judges.states(images)[:, JAW].numpy())
         faces.append(judges.identity(images).numpy())
-        sharpness.append((grey[:, 1:-1, 1:-1] - around / 4).abs().mean((1, 2)).numpy())
-    return Course(*map(np.concatenate, (jaw, faces, sharpness)), change(video))
+        sharp.append(sharpness(images).numpy())
+    return Course(*map(np.concatenate, (jaw, faces, sharp)), change(video))
 
 
 def joints(plan: Plan) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from tools.figures import save_figure
+from tools.figures import save_figure, write_curves
 from tools.media import FPS
-from toy.evaluation.stats import bootstrap
+from tools.stats import bootstrap
 
 COLUMNS = ("generated", "control", "still", "ceiling", "drawn")
 
@@ -99,15 +99,11 @@ def write_sheet(path: Path, faces: list[np.ndarray], films: list[dict[str, np.nd
 
 def write_jaws(path: Path, curves: list[dict[str, np.ndarray]]) -> None:
     """A panel for each clip with its named curves (N,) of the jaw over time."""
-    fig = Figure(figsize=(10, 2 * len(curves)), layout="constrained")
-    panels = fig.subplots(len(curves), sharex=True, sharey=True, squeeze=False)
-    for panel, named in zip(panels[:, 0], curves):
-        for (name, curve), style in zip(named.items(), ("k-", "C1-", "C0:")):
-            panel.plot(np.arange(len(curve)) / FPS, curve, style, lw=1.5, label=name)
-        panel.set_ylabel("jaw")
-    panels[0, 0].legend(loc="upper right", ncols=3)
-    panels[-1, 0].set_xlabel("seconds")
-    save_figure(path, fig, 100)
+    write_curves(path, {f"jaw, clip {i}": [
+        {"x": np.arange(len(curve)) / FPS, "y": curve, "label": name, "lw": 1.5, **style}
+        for (name, curve), style in zip(named.items(), (
+            {"color": "k"}, {"color": "C1"}, {"color": "C0", "ls": ":"}))]
+        for i, named in enumerate(curves, 1)})
 
 
 def write_flicker(path: Path, changes: dict[str, np.ndarray], keyframes: np.ndarray,

@@ -1,19 +1,11 @@
-"""Statistics of the evaluation. A clip gives a few numbers; a figure is a function of their sum
-over clips, so that its interval comes from clips resampled, not frames, which are no independent
-witnesses. Curves are (N,), numbers per clip (n, k).
+"""Statistics that only the toy world's table needs; curves are (N,). The others are in
+tools/stats.py.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
 # Pairs of frames near a frame, the one at 0 beginning with it, and not touching it.
 AROUND = [-6, -5, -4, -3, -2, 1, 2, 3, 4, 5]
-
-
-def share(sums: np.ndarray) -> np.ndarray:
-    """(..., 2) of hits and chances, or of values and how many there are -> (...)."""
-    return sums[..., 0] / sums[..., 1]
 
 
 def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -29,47 +21,6 @@ def pooled_correlation(sums: np.ndarray) -> np.ndarray:
     return np.where(spread > 1e-9 * n * n, (n * xy - x * y) / np.maximum(spread, 1e-12), 0.0)
 
 
-def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's r of two curves (N,); nan if the truth y stands still, 0 if only x does."""
-    if y.std() < 0.01:
-        return np.nan
-    return float(np.corrcoef(x, y)[0, 1]) if x.std() > 1e-6 else 0.0
-
-
-def best_lag(x: np.ndarray, y: np.ndarray, reach: int = 8) -> float:
-    """Frames by which x (N,) comes after y (N,) where they agree most; nan if x stands still."""
-    if x.std() <= 1e-6:
-        return np.nan
-    n = len(x)
-    fit = {lag: correlation(x[max(lag, 0):n + min(lag, 0)], y[max(-lag, 0):n - max(lag, 0)])
-           for lag in range(-reach, reach + 1)}
-    return max(fit, key=lambda lag: -2.0 if np.isnan(fit[lag]) else fit[lag])
-
-
 def change(video: np.ndarray) -> np.ndarray:
     """Mean difference, of 255, from each frame to the next: (N, H, W, 3) uint8 -> (N - 1,)."""
     return np.array([np.abs(b - a).mean() for a, b in zip(video[:-1].astype(np.int16), video[1:])])
-
-
-def bootstrap(per_clip: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = share,
-              resamples: int = 5000) -> tuple[float, float, float]:
-    """`statistic` of the sum over clips of (n, k), and its 95 % interval with clips resampled."""
-    n = len(per_clip)
-    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), resamples)   # (R, n)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = statistic(times @ per_clip)
-        return (float(statistic(per_clip.sum(0))), *map(float, np.nanquantile(drawn, (.025, .975))))
-
-
-def wilson(per_clip: np.ndarray) -> tuple[float, float, float]:
-    """For (n, 2) with one yes (1) or no (0) a clip: a bootstrap of 40 yes would claim certainty."""
-    yes, n = per_clip.sum(0)
-    p, z = yes / n, 1.96
-    middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return float(p), *(float((middle + s * half) / (1 + z * z / n)) for s in (-1, 1))
-
-
-def counted(values: list[float] | np.ndarray) -> np.ndarray:
-    """One value a clip (n,) -> (n, 2) for `share`: its mean over the clips that have one."""
-    values = np.asarray(values, np.float64)
-    return np.stack([np.nan_to_num(values), ~np.isnan(values)], 1)

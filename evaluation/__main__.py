@@ -1,0 +1,280 @@
+"""The paper's metrics for any videos: `python -m evaluation GENERATED --truth TRUE`.
+
+Both are a video each, or folders of videos that are paired by name (a.mp4 with a.mov). A table is
+printed and written to --out (evaluation.md, evaluation.json), with curves over time (curves.csv, a
+row a second; curves.png). In brackets stand 95 % intervals over the n videos.
+
+What can be measured depends on what is shown. Faces as this project draws them (toy/) are told from
+others by the shipped autoencoder, and are looked at by the toy world's judges; nothing else is
+needed. For others give `--lip-reader FILE.pth` (vsr_trlrs2lrs3vox2avsp_base.pth of auto-avsr) and
+beside each video NAME.landmarks.npy (frames, 68 points, x and y), or `pip install "keyface[lips]"`,
+and `--features inception`. Beside a video may also lie its NAME.png, the picture it was made from;
+and a name that holds a vocalisation (laugh_3.mp4) says what is to be seen in it. What cannot be
+measured is left out, with a line that says why.
+"""
+
+import json
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from evaluation.lipreader import LipReader
+from evaluation.mouths import LEAST
+from evaluation.watch import Seen, inception, lip_features, watch
+from tools import frechet
+from tools.checkpoint import save_text
+from tools.cli import WEIGHTS, InputError, Parser, make_folder, run, warn
+from tools.figures import write_confusion, write_seconds
+from tools.media import FPS, read_image, video_blocks, video_shape, videos_in
+from tools.stats import best_lag, bootstrap, correlation, counted, figure, show, slope, wilson
+from toy.evaluation.judges import SIZE, Judges, are_drawn, closed_lips, to_tensor
+from toy.vocalisations import KINDS
+
+COLUMNS = ("generated", "truth")
+BEGINNING, END = slice(10 * FPS), slice(-10 * FPS, None)       # ten seconds each
+OPEN = 0.05               # opening over width of the lips from which a mouth is open
+Pair = tuple[Seen, Seen | None]                                # a generated video and the true one
+
+
+def paired(generated: Path, truth: Path | None) -> list[tuple[Path, Path | None]]:
+    """What is compared with what. Two files are a pair, whatever their names are."""
+    ours = videos_in(generated)
+    if not truth:
+        return [(path, None) for path in ours.values()]
+    if not generated.is_dir() and not truth.is_dir():
+        return [(generated, truth)]
+    theirs = videos_in(truth)
+    if alone := sorted(ours.keys() ^ theirs.keys()):
+        if not ours.keys() & theirs.keys():
+            raise InputError(f"--truth: no video of {truth} is named like one of {generated}")
+        warn(f"{len(alone)} videos left out, whose names are on one side only: "
+             f"{', '.join(alone[:5])}{', ...' * (len(alone) > 5)}")
+    return [(ours[name], theirs[name]) for name in ours if name in theirs]
+
+
+def first_frame(path: Path) -> Tensor:
+    """(1, 3, SIZE, SIZE) in [-1, 1]."""
+    return to_tensor(next(video_blocks(path, SIZE, length=1)))
+
+
+def given_picture(path: Path, truth: Path | None) -> Tensor | None:
+    """NAME.png beside a video, else the truth's first frame: (1, 3, SIZE, SIZE)."""
+    for each in (path, truth):
+        if each and (picture := each.with_suffix(".png")).exists():
+            return to_tensor(read_image(picture, SIZE))[None]
+    return first_frame(truth) if truth else None
+
+
+# ---- The metrics ---------------------------------------------------------------------------------
+
+class Measured:
+    """The table in the making: `rows`, what was `left` out and why, and the `curves` of videos with
+    a value a second, by name and path. `judges` are given where faces are drawn."""
+
+    def __init__(self, pairs: list[Pair], judges: Judges | None):
+        self.pairs, self.judges = pairs, judges
+        self.both = [pair for pair in pairs if pair[1]]
+        self.rows, self.left, self.curves = [], [], {}
+        if odd := sum(len(a.sharpness) != len(b.sharpness) for a, b in self.both):
+            warn(f"{odd} videos are not as long as the truth; the frames of both are compared")
+
+    def row(self, metric: str, better: str, of: Callable[[Seen, Seen | None], float],
+            estimate: Callable = bootstrap) -> None:
+        """A metric of each video beside the true one, nan where it has none; for the column "truth"
+        the true one is both."""
+        found = {"metric": metric, "better": better}
+        for name, column in zip(COLUMNS, (self.pairs, [(true, true) for _, true in self.both])):
+            values = counted([of(*pair) for pair in column])
+            if n := int(values[:, 1].sum()) if column else 0:
+                found[name] = figure(estimate(values[values[:, 1] > 0]), n)
+        if "generated" in found:
+            self.rows.append(found)
+        else:
+            self.left.append(f"{metric}: no video allows it")
+
+    def along(self, name: str, values: dict[Path, np.ndarray], frames: int = FPS) -> None:
+        """A curve for curves.csv and curves.png: means of so many values."""
+        self.curves[name] = {path: v[:len(v) // frames * frames].reshape(-1, frames).mean(1)
+                             for path, v in values.items()}
+
+    def lip_score(self, name: str, reader: LipReader | None) -> None:
+        """The mean cosine of the lip reader's features, over the common frames of both videos."""
+        found, without = {}, Counter()
+        for ours, true in self.both:
+            n = min(len(ours.sharpness), len(true.sharpness))
+            if n < LEAST:
+                without[f"less than {LEAST} frames"] += 1
+                continue
+            if reader is None:
+                both = ([self.judges.lips(torch.from_numpy(s.states[:n]))[1]] for s in (ours, true))
+            elif ours.points is None or true.points is None:
+                without["neither NAME.landmarks.npy beside them nor face-alignment (pip install "
+                        '"keyface[lips]")'] += 1
+                continue
+            else:
+                both = (lip_features(s, n, reader) for s in (ours, true))
+            found[ours.path] = torch.cat([torch.cosine_similarity(*x) for x in zip(*both)]).numpy()
+        self.left += [f"LipScore of {count} videos: {reason}" for reason, count in without.items()]
+        self.row(f"LipScore ({name})", "higher", lambda s, _: found[s.path].mean()
+                 if s.path in found else np.nan)
+        self.along("LipScore", found)
+
+    def set_distance(self, name: str, parts: list[list[np.ndarray]]) -> None:
+        """Of two sets of moments, a part a video; and, as its floor, of two halves of the truth."""
+        counts = [int(sum(part)[-1, -1]) for part in parts]
+        if min(counts) < 2:
+            self.left.append(f"{name}: too short")
+            return
+        found = {"metric": f"{name}, {counts[0]:,} against {counts[1]:,}", "better": "lower",
+                 "generated": figure(frechet.with_interval(*parts), len(self.both))}
+        if len(true := parts[1]) > 1:
+            found["truth"] = figure((frechet.distance(sum(true[::2]), sum(true[1::2])),) * 3, 1)
+        self.rows.append(found)
+
+    def distances(self) -> None:
+        parts = [[frechet.moments(s.features) for s in column] for column in zip(*self.both)]
+        self.set_distance("Frechet distance of frames", parts)
+        windows = {s.path: frechet.over_time(s.features, sum(parts[1]), FPS)
+                   for pair in self.both for s in pair}
+        self.along("distance in 1 s", windows, 1)
+        self.row("the same in a window of a second, mean", "lower", lambda s, _:
+                 windows[s.path].mean() if len(windows[s.path]) else np.nan)
+        tens = [w[:len(w) // 10 * 10].reshape(-1, 10).mean(1)
+                for s, _ in self.both if len(w := windows[s.path]) >= 30]
+        if tens:
+            self.rows.append({"metric": "its slope, a minute", "better": "0",
+                              "generated": figure(slope(tens, 1 / 6), len(tens))})
+        else:
+            self.left.append("the slope of the distance: no video lasts 30 seconds")
+        if self.judges:
+            self.set_distance("Frechet distance of 16-frame clips", [
+                [frechet.moments(self.judges.over_clips(torch.from_numpy(s.states)).numpy())
+                 for s in column] for column in zip(*self.both)])
+        else:
+            self.left.append("the distance of clips (FVD): its features know drawn faces alone")
+
+    def sync(self) -> None:
+        """How the mouths follow those of the truth, and the sound."""
+        def against(other: Callable, measure: Callable, s: Seen, true: Seen | None) -> float:
+            y = other(s, true)
+            n = 0 if y is None or s.opening is None else min(len(s.opening), len(y))
+            return measure(s.opening[:n], y[:n]) if n > FPS else np.nan
+
+        for name, other in (("the truth's", lambda s, true: true and true.opening),
+                            ("loudness", lambda s, _: s.loudness)):
+            self.row(f"opening of the mouth, correlation with {name}", "higher",
+                     partial(against, other, correlation))
+            self.row(f"opening of the mouth, frames after {name}", "0",
+                     partial(against, other, best_lag))
+
+    def lip_leak(self) -> None:
+        silent = [s.path for pair in self.pairs for s in pair
+                  if s and s.opening is not None and s.loudness is not None and not s.loudness.any()]
+        closed = closed_lips(self.judges) if self.judges and silent else None
+
+        def leak(s: Seen, _) -> float:
+            limit = closed if s.points is None else OPEN
+            return (s.opening > limit).mean() if s.path in silent else np.nan
+        self.row("LipLeak: open mouths to silent sound", "lower", leak)
+
+    def first_and_last(self, name: str, better: str, curve: str) -> None:
+        self.along(name, {s.path: getattr(s, curve) for pair in self.pairs for s in pair if s})
+        for which, here in (("first", BEGINNING), ("last", END)):
+            self.row(f"{name}, {which} ten seconds", better,
+                     lambda s, _, here=here: getattr(s, curve)[here].mean())
+
+    def vocalisations(self, picture: Path) -> None:
+        """What is seen in videos whose names hold a vocalisation; draws what was taken for what."""
+        def asked(s: Seen) -> str | None:
+            return next((kind for kind in KINDS if kind in s.path.stem.lower()), None)
+
+        seen = {s.path: self.judges.vocalisation(torch.from_numpy(s.states))
+                for pair in self.pairs if asked(pair[0]) for s in pair if s}
+        self.row("NSV accuracy", "higher", lambda s, _: seen[s.path] == asked(s)
+                 if asked(s) and s.path in seen else np.nan, wilson)
+        answers = [(asked(s), seen[s.path]) for s, _ in self.pairs if asked(s)]
+        if answers:
+            write_confusion(picture, answers, list(KINDS), [*KINDS, "speech"])
+
+    def table(self) -> str:
+        lines = [("metric", "better", *COLUMNS, "n"), ("---",) * 5]
+        lines += [(r["metric"], r["better"], *(show(r.get(c)) for c in COLUMNS),
+                   str(r["generated"]["n"])) for r in self.rows]
+        return "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n" + "".join(
+            f"- Left out: {line}.\n" for line in self.left)
+
+
+# ---- The command ---------------------------------------------------------------------------------
+
+def options(argv: list[str] | None) -> Namespace:
+    parser = Parser(prog="python -m evaluation", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("generated", type=Path, help="a video, or a folder of videos")
+    add("--truth", type=Path, help="the true one or ones, of the same names")
+    add("--lip-reader", help="toy, or auto-avsr's FILE.pth (default: toy where faces are drawn)")
+    add("--features", choices=("toy", "inception"),
+        help="of Frechet distances (default: toy where faces are drawn)")
+    add("--out", type=Path, default=Path("out/evaluation"), help="default out/evaluation")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = options(argv)
+    paths = paired(args.generated, args.truth)
+    drawn = are_drawn(WEIGHTS, torch.cat([first_frame(path) for path, _ in paths[:9]]))
+    if not drawn and "toy" in (args.lip_reader, args.features):
+        warn("these faces look unlike the drawn ones that the toy judges know, so that what they say "
+             "may mean nothing")
+        drawn = True
+    judges = Judges.load(WEIGHTS / "judges.safetensors") if drawn else None
+    named = args.lip_reader not in (None, "toy")
+    reader = LipReader.load(Path(args.lip_reader)) if named else None
+    embed = inception() if args.features == "inception" else None
+    make_folder(args.out)
+    with TemporaryDirectory() as folder:
+        pairs = []
+        for pair in tqdm(paths, "videos", disable=None):
+            side, picture = min(video_shape(pair[0])[:2]), given_picture(*pair)
+            face = judges.identity(picture)[0] if judges and picture is not None else None
+            pairs.append(tuple(path and watch(path, side, Path(folder, f"{len(pairs)}_{column}"),
+                                              judges, embed, face, named)
+                               for path, column in zip(pair, COLUMNS)))
+        found = Measured(pairs, judges)
+        if not found.both:
+            found.left.append("LipScore and Frechet distances: no --truth to compare with")
+        elif judges or reader:
+            found.lip_score("toy" if reader is None else args.lip_reader, reader)
+        else:
+            found.left.append("LipScore: the faces are not drawn ones; give --lip-reader FILE.pth")
+        if found.both and (judges or embed):
+            found.distances()
+        elif found.both:
+            found.left.append("Frechet distances: the faces are no drawn ones; give --features "
+                              "inception")
+        found.sync()
+        found.lip_leak()
+        if judges:
+            found.vocalisations(args.out / "confusion.png")
+            found.first_and_last("likeness", "higher", "likeness")
+        else:
+            found.left.append("identity and NSV accuracy: the judges know drawn faces alone")
+        found.first_and_last("sharpness", "as the truth", "sharpness")
+    save_text(args.out / "evaluation.md", found.table())
+    save_text(args.out / "evaluation.json", json.dumps(
+        {"rows": found.rows, "left out": found.left}, indent=1))
+    write_seconds(args.out / "curves", found.curves, *(
+        {s.path for s in column if s} for column in zip(*pairs)))
+    print(f"{found.table()}\nwrote {args.out}/evaluation.md, .json, and curves.csv, .png")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,278 @@
+"""The metrics of evaluation/ where the answer is known: by a closed form, or because the videos are
+the truth itself, moved, blurred, frozen, by another person."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation import __main__ as command
+from evaluation import lipreader, mouths, watch
+from tools import cli, frechet
+from tools.cli import WEIGHTS
+from tools.media import FPS, video_shape, write_video
+from tools.stats import slope
+from toy.evaluation.judges import SIZE, Judges, are_drawn, to_tensor
+from toy.faces import REST, STATE, draw, random_identity
+from toy.world import KINDS, frames, make_clip, to_bytes
+
+LATE, FILMS = 3, ("truth", "late", "blurred", "frozen", "another")
+JAW = STATE.index("jaw")
+
+
+def blurred(video):
+    """Each pixel the mean of 3 x 3."""
+    wide = np.pad(video.astype(float), ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
+    h, w = video.shape[1:3]
+    return sum(wide[:, i:i + h, j:j + w] for i in range(3) for j in range(3)).round() / 9
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Folders of the two same clips as each of FILMS; the first clip's sound is silent."""
+    folder, rng = tmp_path_factory.mktemp("films"), np.random.default_rng(0)
+    for i in range(2):
+        clip = make_clip(900 + i, "test", 2.4, "speech")
+        n = len(clip.state)
+        true = to_bytes(frames(clip, np.arange(n), SIZE))
+        other = replace(clip, identity=random_identity(rng))
+        videos = {"truth": true, "late": true[np.maximum(np.arange(n) - LATE, 0)],
+                  "blurred": blurred(true).astype(np.uint8), "frozen": true[:1].repeat(n, 0),
+                  "another": to_bytes(frames(other, np.arange(n), SIZE))}
+        for name, video in videos.items():
+            (folder / name).mkdir(exist_ok=True)
+            write_video(folder / name / f"{i}.mp4", video, clip.wave * i, SIZE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seen(films, tmp_path_factory):
+    """What is seen of each of the FILMS, beside the truth, and what is measured by that."""
+    judges, out = Judges.load(WEIGHTS / "judges.safetensors"), tmp_path_factory.mktemp("features")
+
+    def look(name, i):
+        face = judges.identity(command.first_frame(films / "truth" / f"{i}.mp4"))[0]
+        return watch.watch(films / name / f"{i}.mp4", SIZE, out / f"{name}{i}", judges,
+                           None, face, False)
+
+    true = [look("truth", i) for i in range(2)]
+    found = {}
+    for name in FILMS:
+        pairs = list(zip([look(name, i) for i in range(2)] if name != "truth" else true, true))
+        measured = command.Measured(pairs, judges)
+        measured.lip_score("toy", None)
+        measured.distances()
+        measured.sync()
+        measured.first_and_last("likeness", "higher", "likeness")
+        measured.first_and_last("sharpness", "as the truth", "sharpness")
+        found[name] = {row["metric"].split(",")[0] if "Frechet" in row["metric"] else row["metric"]:
+                       row["generated"]["value"] for row in measured.rows}
+    return found
+
+
+def test_each_fault_moves_its_metric(seen):
+    lips, late = "LipScore (toy)", "opening of the mouth, frames after the truth's"
+    far, clips = "Frechet distance of frames", "Frechet distance of 16-frame clips"
+    likeness, sharp = "likeness, first ten seconds", "sharpness, first ten seconds"
+    true = seen["truth"]
+    assert true[lips] == pytest.approx(1, abs=1e-6)
+    assert true[far] == pytest.approx(0, abs=1e-3) and true[clips] == pytest.approx(0, abs=1e-3)
+    assert [seen[name][late] for name in ("truth", "late", "blurred", "another")] == [0, LATE, 0, 0]
+    assert max(seen["frozen"][lips], seen["late"][lips]) < 0.9
+    assert seen["blurred"][lips] > seen["late"][lips] < seen["another"][lips]
+    assert max(seen["late"][far], 0.1 * true["the same in a window of a second, mean"]) < min(
+        seen[name][far] for name in ("blurred", "frozen", "another"))
+    assert seen["frozen"][clips] > seen["late"][clips]
+    assert seen["another"][likeness] < 0.7 and seen["late"][likeness] > 0.9
+    assert seen["blurred"][sharp] < 0.8 * true[sharp]
+    assert seen["another"]["opening of the mouth, correlation with the truth's"] > 0.8
+
+
+def test_sharpness_of_waves():
+    """The Laplacian of a wave along x of half a period a pixel is twice it; of a ramp it is 0."""
+    wave = torch.tensor([0.5, -0.5]).repeat(16).expand(1, 3, 32, 32)
+    assert watch.sharpness(wave).item() == pytest.approx(0.5)
+    assert watch.sharpness(torch.linspace(0, 1, 32).expand(1, 3, 32, 32)).item() < 1e-6
+
+
+def test_the_command(films, tmp_path, capsys, monkeypatch):
+    """On two folders: the table, the curves, a name that has no partner, a silent sound."""
+    films.joinpath("truth", "alone.mp4").symlink_to(films / "truth" / "0.mp4")
+    monkeypatch.setattr(command, "closed_lips", lambda _: 0.5)
+    out = tmp_path / "out"
+    assert cli.run(command.main, [str(films / "frozen"), "--truth", str(films / "truth"),
+                                  "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "warning: 1 videos left out, whose names are on one side only: alone" in said.err
+    written = (out / "evaluation.md").read_text()
+    assert "| LipScore (toy) | higher | " in written and said.out.startswith(written)
+    found = json.loads((out / "evaluation.json").read_text())
+    assert {row["metric"]: row["generated"]["n"] for row in found["rows"]}[
+        "LipLeak: open mouths to silent sound"] == 1
+    assert any(line.startswith("the slope") for line in found["left out"])
+    assert len((out / "curves.csv").read_text().splitlines()) == 1 + 4 * 2
+    assert (out / "curves.png").stat().st_size > 10_000
+    films.joinpath("truth", "alone.mp4").unlink()
+
+
+def test_what_is_no_drawn_face_is_left_out(tmp_path, capsys):
+    """Coloured noise of 10 frames, without landmarks: each metric says why it is not there."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        noise = rng.integers(0, 255, (10, 8, 8, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+        write_video(tmp_path / f"{name}.mp4", noise, np.zeros(10 * 640, np.float32), 64)
+    assert cli.run(command.main, [str(tmp_path / "a.mp4"), "--truth", str(tmp_path / "b.mp4"),
+                                  "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    for reason in ("LipScore: the faces are not drawn ones; give --lip-reader FILE.pth",
+                   "give --features inception", "identity and NSV accuracy"):
+        assert said.count(reason) == 1
+    assert "| sharpness, first ten seconds | as the truth | " in said
+
+
+@pytest.mark.parametrize("given, line", [
+    (["nothing.mp4"], "nothing.mp4: no such file"),
+    (["."], "holds no video; give a folder of .mp4"),
+    (["text.mp4"], "text.mp4: empty, damaged or not a sound or video file"),
+])
+def test_bad_input(tmp_path, monkeypatch, capsys, given, line):
+    monkeypatch.chdir(tmp_path)
+    if given == ["text.mp4"]:
+        (tmp_path / "text.mp4").write_text("no film")
+    assert cli.run(command.main, given) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_an_open_mouth_to_silence_leaks(tmp_path):
+    judges = Judges.load(WEIGHTS / "judges.safetensors")
+    states = torch.from_numpy(np.tile(REST, (20, 1)))
+    states[:8, JAW] = 0.5
+    video = to_bytes(draw(torch.full((28,), 0.5), states, SIZE))
+    assert are_drawn(WEIGHTS, to_tensor(video))
+    write_video(tmp_path / "a.mp4", video, np.zeros(20 * 640, np.float32), SIZE)
+    found = command.Measured([(watch.watch(tmp_path / "a.mp4", SIZE, tmp_path / "x", judges, None,
+                                           None, False), None)], judges)
+    found.lip_leak()
+    assert found.rows[0]["generated"]["value"] == pytest.approx(8 / 20, abs=0.051)
+
+
+def test_vocalisations_are_counted(tmp_path):
+    class Judge:
+        def vocalisation(self, states):
+            return KINDS[int(states[0, 0])]
+
+    def film(name, kind):
+        states = np.full((5, 17), KINDS.index(kind), np.float32)
+        return watch.Seen(tmp_path / name, *[None] * 5, states, None, None)
+
+    pairs = [(film("laugh_1.mp4", "laugh"), None), (film("laugh_2.mp4", "yawn"), None),
+             (film("throat-clear.mp4", "throat-clear"), None), (film("words.mp4", "laugh"), None)]
+    found = command.Measured(pairs, Judge())
+    found.vocalisations(tmp_path / "confusion.png")
+    assert found.rows[0]["generated"]["value"] == pytest.approx(2 / 3)
+    assert found.rows[0]["generated"]["n"] == 3
+    assert (tmp_path / "confusion.png").exists()
+
+
+# ---- The Frechet distance and the slope, against closed forms ------------------------------------
+
+def test_frechet_distance():
+    """Against eigenvalues of S_a S_b, and for what is only shifted and stretched along axes."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 400, 12)) @ rng.normal(size=(2, 12, 12)) + rng.normal(size=(2, 1, 12))
+    roots = np.sqrt(np.linalg.eigvals(np.cov(a.T) @ np.cov(b.T)).real.clip(0)).sum()
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T)) - 2 * roots
+    found = frechet.distance(frechet.moments(a), frechet.moments(b))
+    assert found == pytest.approx(expected)
+    assert frechet.distance(frechet.moments(a), frechet.moments(a)) == pytest.approx(0, abs=1e-8)
+    parts = [[frechet.moments(piece) for piece in np.split(x, 10)] for x in (a, b)]
+    value, low, high = frechet.with_interval(*parts)
+    assert value == pytest.approx(expected) and low < value < high
+    windows = frechet.over_time(a[:60], frechet.moments(b), FPS)
+    assert windows == pytest.approx([frechet.distance(frechet.moments(a[i:i + FPS]),
+                                                      frechet.moments(b)) for i in (0, FPS)])
+    u, _ = np.linalg.qr(np.concatenate([np.ones((400, 1)), rng.normal(size=(400, 3))], 1))
+    white = u[:, 1:] * np.sqrt(399)                        # mean 0, covariance 1, exactly
+    assert frechet.distance(frechet.moments(white), frechet.moments(white * (1, 2, 3) + 2)) == (
+        pytest.approx(0 + 1 + 4 + 3 * 4))
+
+
+def test_slope_is_that_of_least_squares():
+    rng = np.random.default_rng(0)
+    y = 2 + 3 * np.arange(40) / 6 + rng.normal(size=40)
+    (rise, _), covariance = np.polyfit(np.arange(40) / 6, y, 1, cov=True)
+    value, low, high = slope([y], 1 / 6)
+    assert value == pytest.approx(rise)
+    assert (low, high) == pytest.approx((rise - 1.96 * covariance[0, 0]**0.5,
+                                         rise + 1.96 * covariance[0, 0]**0.5))
+    assert slope([y, y + 100], 1 / 6)[0] == pytest.approx(rise)
+
+
+# ---- Mouths and the lip reader -------------------------------------------------------------------
+
+def test_landmarks_beside_a_video(tmp_path, monkeypatch):
+    """Of a wide video read at half its height; frames without a face lie between their neighbours."""
+    points = np.arange(10.0)[:, None, None] + np.zeros((10, 68, 2))
+    points[[0, 4, 5, 9]] = np.nan
+    np.save(tmp_path / "a.landmarks.npy", points)
+    monkeypatch.setattr(mouths, "video_shape", lambda path: (160, 100, 25.0))
+    found = mouths.landmarks(tmp_path / "a.mp4", 50)
+    times = np.array([1, 1, 2, 3, 4, 5, 6, 7, 8, 8])
+    assert found[:, 0, 0] == pytest.approx((times + 0.5 - 30) / 2 - 0.5)
+    assert found[:, 5, 1] == pytest.approx((times + 0.5) / 2 - 0.5)
+    np.save(tmp_path / "a.landmarks.npy", points * np.nan)
+    with pytest.raises(cli.InputError, match="a.mp4: no face in any frame"):
+        mouths.landmarks(tmp_path / "a.mp4", 50)
+    np.save(tmp_path / "a.landmarks.npy", points[:, :5])
+    with pytest.raises(cli.InputError, match=r"holds \(10, 5, 2\); landmarks are"):
+        mouths.landmarks(tmp_path / "a.mp4", 50)
+
+
+def test_opening_of_lips():
+    points = np.zeros((1, 68, 2))
+    points[0, 64, 0] = 40
+    points[0, [67, 66, 65], 1] = 4, 6, 2                   # 4 on average, of a width of 40
+    assert mouths.opening(points) == pytest.approx([0.1])
+
+
+def test_a_published_lip_reader(tmp_path, capsys):
+    """A small file of the published names: what is not used is named, what is missing refused."""
+    config = lipreader.LipReaderConfig(4, 16, 2, 16, 1, 3)
+    weights = {f"encoder.{k}": v for k, v in lipreader.LipReader(config).state_dict().items()}
+    path = tmp_path / "vsr.pth"
+    torch.save(weights | {"decoder.x": torch.zeros(1), "ctc.y": torch.zeros(1)}, path)
+    loaded = lipreader.LipReader.load(path, config).state_dict()
+    assert all(loaded[k.removeprefix("encoder.")].equal(v) for k, v in weights.items())
+    assert "vsr.pth: left out, as LipScore does not use it: ctc.*, decoder.*" in (
+        capsys.readouterr().err)
+    torch.save({k: v for k, v in weights.items() if "after_norm" not in k}, path)
+    with pytest.raises(cli.InputError, match="vsr.pth: not the weights .*missing: after_norm"):
+        lipreader.LipReader.load(path, config)
+
+
+def test_lip_score_by_landmarks(films, monkeypatch):
+    """With a reader whose features are the crop's pixels, in pieces of 25 frames as in one."""
+    n, points = 60, np.full((60, 68, 2), 32.0)
+    points[:, list(mouths.STABLE)] = np.array(mouths.PLACES) / 4
+
+    def film(name, frames=n, landmarks=points):
+        return watch.Seen(films / name / "0.mp4", SIZE, np.zeros(frames), None, landmarks,
+                          *[None] * 4)
+
+    def score(ours):
+        found = command.Measured([(ours, film("truth"))], None)
+        found.lip_score("vsr.pth", lambda crops: crops.flatten(2))
+        return found.rows[0]["generated"]["value"] if found.rows else found.left[0]
+
+    other = score(film("another"))
+    assert score(film("truth")) == pytest.approx(1) and other < score(film("late")) < 0.9999
+    monkeypatch.setattr(watch, "READ", 25)
+    assert score(film("another")) == pytest.approx(other, abs=1e-6)
+    assert score(film("truth", 11)) == "LipScore of 1 videos: less than 12 frames"
+    assert "1 videos: neither NAME.landmarks.npy" in score(film("truth", landmarks=None))
+
+
+def test_shape_of_a_video(films):
+    assert video_shape(films / "truth" / "0.mp4") == (SIZE, SIZE, 25.0)

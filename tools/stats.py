@@ -1,0 +1,78 @@
+"""Statistics of what is measured. A clip gives a few numbers; a figure is a function of their sum
+over clips, so that its interval comes from clips resampled, not frames, which are no independent
+witnesses. Curves are (N,), numbers per clip (n, k).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+
+def share(sums: np.ndarray) -> np.ndarray:
+    """(..., 2) of hits and chances, or of values and how many there are -> (...)."""
+    return sums[..., 0] / sums[..., 1]
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's r of two curves (N,); nan if the truth y stands still, 0 if only x does."""
+    if y.std() < 0.01:
+        return np.nan
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() > 1e-6 else 0.0
+
+
+def best_lag(x: np.ndarray, y: np.ndarray, reach: int = 8) -> float:
+    """Frames by which x (N,) comes after y (N,) where they agree most; nan if x stands still."""
+    if x.std() <= 1e-6:
+        return np.nan
+    n = len(x)
+    fit = {lag: correlation(x[max(lag, 0):n + min(lag, 0)], y[max(-lag, 0):n - max(lag, 0)])
+           for lag in range(-reach, reach + 1)}
+    return max(fit, key=lambda lag: -2.0 if np.isnan(fit[lag]) else fit[lag])
+
+
+def bootstrap(per_clip: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = share,
+              resamples: int = 5000) -> tuple[float, float, float]:
+    """`statistic` of the sum over clips of (n, k), and its 95 % interval with clips resampled."""
+    n = len(per_clip)
+    times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), resamples)   # (R, n)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = statistic(times @ per_clip)
+        return (float(statistic(per_clip.sum(0))), *map(float, np.nanquantile(drawn, (.025, .975))))
+
+
+def wilson(per_clip: np.ndarray) -> tuple[float, float, float]:
+    """For (n, 2) with one yes (1) or no (0) a clip: a bootstrap of 40 yes would claim certainty."""
+    yes, n = per_clip.sum(0)
+    p, z = yes / n, 1.96
+    middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return float(p), *(float((middle + s * half) / (1 + z * z / n)) for s in (-1, 1))
+
+
+def figure(estimate: tuple[float, float, float], n: int) -> dict:
+    """What a table holds of a value, the bounds of its interval and how many it is made of."""
+    return dict(zip(("value", "low", "high"), map(float, estimate))) | {"n": n}
+
+
+def show(found: dict | None) -> str:
+    """A `figure` in a table; of a single one there is no interval."""
+    if not found:
+        return "-"
+    interval = f" ({found['low']:.3g} to {found['high']:.3g})" * (found["n"] > 1)
+    return f"{found['value']:.3g}{interval}"
+
+
+def counted(values: list[float] | np.ndarray) -> np.ndarray:
+    """One value a clip (n,) -> (n, 2) for `share`: its mean over the clips that have one."""
+    values = np.asarray(values, np.float64)
+    return np.stack([np.nan_to_num(values), ~np.isnan(values)], 1)
+
+
+def slope(curves: list[np.ndarray], step: float) -> tuple[float, float, float]:
+    """By how much the curves rise together in a unit of time, of which a value lasts `step`, and
+    its 95 % interval: least squares with a level for each curve. Neighbours in time are taken for
+    independent, so values should last longer than what they measure does."""
+    pairs = [(np.arange(len(y)) * step, np.asarray(y, np.float64)) for y in curves]
+    x, y = (np.concatenate([each[i] - each[i].mean() for each in pairs]) for i in (0, 1))
+    rise = x @ y / (x @ x)
+    error = np.sqrt(np.square(y - rise * x).sum() / max(len(x) - len(curves) - 1, 1) / (x @ x))
+    return rise, rise - 1.96 * error, rise + 1.96 * error
