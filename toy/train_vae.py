@@ -45,6 +45,7 @@ from vae import VAE, VAEConfig, brightness_error
 
 LR, WARM_UP, BATCH, KL = 2e-3, 200, 16, 2e-4
 AT_MOUTH, AT_EYES = 3.0, 3.0  # how much more errors weigh there
+REPORT_EVERY, SAVE_EVERY = 120, 300  # seconds
 HELD_OUT = 10_000_000         # seeds from here on are people who never occur in training
 
 
@@ -192,13 +193,15 @@ def familiar_error(vae: VAE, images: Tensor) -> float:
     return 1.3 * max(brightness_error(vae, part).max().item() for part in parts)
 
 
-def save(out: Path, vae: VAE, faces: DrawnFaces | FilmedFaces, **state: object) -> VAEConfig:
-    """Writes the weights, with their latents' statistics, and `vae.state`. Returns the config."""
+def save(out: Path, vae: VAE, faces: DrawnFaces | FilmedFaces, done: bool, **state: object
+         ) -> VAEConfig:
+    """Writes the weights, with their latents' statistics, and `vae.state`. Returns the config. How
+    familiar a picture must be is measured when all is done, because it takes half a minute."""
     config = normalised(vae, faces.measured)
     figures = dict(zip(("dB", "mouth dB", "eyes dB"), evaluate(vae, faces.held_out)))
+    familiar = {"familiar_error": familiar_error(vae, faces.familiar)} if done else {}
     save_part(out / "vae.safetensors", vae.state_dict(), config=asdict(config), step=state["step"],
-              familiar_error=familiar_error(vae, faces.familiar), figures=figures,
-              version=code_version())
+              figures=figures, version=code_version(), **familiar)
     save_config(replace(Config.tiny(faces.size), vae=config), out)
     save_state(out / "vae.state", {"vae": vae.state_dict(), **state})
     return config
@@ -245,14 +248,14 @@ def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes
         [stopped] = processes.agree([float(bool(signals))])
         done, now = step == args.steps or stopped, time.monotonic()
         seconds = before + now - start
-        if first and (now - reported > 30 or done):
+        if first and (now - reported > REPORT_EVERY or done):
             whole, at_mouth, at_eyes = evaluate(vae, faces.held_out)
             print(f"{seconds / 60:5.1f} min  step {step}  loss {running:.4f}  {whole:.2f} dB"
                   f"  mouth {at_mouth:.2f} dB  eyes {at_eyes:.2f} dB"
                   f"  {(step - steps_then) / (now - start):.2f} steps/s", flush=True)
             reported = now
-        if first and (now - saved > 120 or done):
-            config = save(args.out, vae, faces, optimizer=optimizer.state_dict(), step=step,
+        if first and (now - saved > SAVE_EVERY or done):
+            config = save(args.out, vae, faces, bool(done), optimizer=optimizer.state_dict(), step=step,
                           seconds=seconds)
             saved = now
     if first and args.steps > steps_then:

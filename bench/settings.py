@@ -1,0 +1,104 @@
+"""Which steps and which guidance are worth their time? `python bench/settings.py`
+
+For each setting ten clips of four seconds are made, with people and sentences of the train split
+that no training has seen, so that a choice made here leaves the test split untouched. Printed are
+the judged jaw's correlation with the truth, the share of m, b, p with closed lips, sharpness over
+that of the true film after the autoencoder, and the seconds that all cores together need for a
+second of film, writing included; then the time until the first frames, which are a group.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))                              # run as a script, it finds the project
+
+from evaluation.watch import sharpness
+from stage import Config
+from tools import cli
+from tools.cli import WEIGHTS, number
+from tools.media import FPS, write_video
+from tools.stats import correlation
+from toy.evaluation.films import face_of, loaded, made, make_truth, workers
+from toy.evaluation.judges import JUDGED, Judges, closed_lips, to_tensor
+from toy.voices import VISEME_CLASSES
+from toy.world import Clip, make_clip
+
+SEEDS, SECONDS, LONG = 76_000_000, 4, 12
+STEPS = (3, 4, 6, 10)
+SETTINGS = ("steps", "id_guidance", "audio_guidance", "autoguidance")
+JAW, SHUT = JUDGED.index("jaw"), VISEME_CLASSES.index("m b p")
+
+
+def guidances(config: Config) -> dict[str, tuple[float, float, float]]:
+    """Weights (identity, audio, bad model) by what they are: the config's, and with less of it."""
+    w_id, w_audio, bad = config.id_guidance, config.audio_guidance, config.autoguidance
+    return {"all": (w_id, w_audio, bad), "no bad model": (w_id, w_audio, 1),
+            "audio": (1, w_audio, 1), "none": (1, 1, 1)}
+
+
+def film(weights: Path, clip: Clip, settings: dict[str, float]) -> np.ndarray:
+    model = loaded(weights)
+    return np.stack(list(model.animate(face_of(clip, model.size, 0), clip.wave, clip.emotion,
+                                       seed=clip.seed, **settings)))
+
+
+def cost(weights: Path, clip: Clip, settings: dict[str, float]) -> tuple[float, float]:
+    """Of one film on all cores, written too: seconds a second of film, and until its first frame."""
+    model, arrived = loaded(weights), []
+    frames = model.animate(face_of(clip, model.size, 0), clip.wave, clip.emotion, **settings)
+
+    def watched() -> Iterator[np.ndarray]:
+        for frame in frames:
+            arrived.append(time.perf_counter())
+            yield frame
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        write_video(Path(folder) / "film.mp4", watched(), clip.wave, max(model.size, 256))
+    return (time.perf_counter() - began) * FPS / len(clip.state), arrived[0] - began
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.Parser("bench/settings.py", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model")
+    add("--clips", type=number(int, 1, 1000), default=10, help=f"of {SECONDS} s for each setting")
+    args = parser.parse_args(argv)
+    config = loaded(args.weights).config
+    judges = Judges.load(args.weights / "judges.safetensors")
+    closed = closed_lips(judges)
+    clips = [make_clip(SEEDS + i, "train", SECONDS, "speech") for i in range(args.clips)]
+    long = make_clip(SEEDS - 1, "train", LONG, "speech")
+
+    def figures(videos: list[np.ndarray]) -> tuple[float, float, float]:
+        """Jaw, closed lips and sharpness of films of the clips."""
+        jaws = [judges.states(to_tensor(video)).numpy()[:, JAW] for video in videos]
+        shut = np.concatenate([jaw[c.viseme == SHUT] for jaw, c in zip(jaws, clips)]) <= closed
+        sharp = np.mean([sharpness(to_tensor(video)).mean() for video in videos])
+        return (np.mean([correlation(jaw, c.state[:, JAW]) for jaw, c in zip(jaws, clips)]),
+                shut.mean(), sharp)
+
+    with workers(os.cpu_count() or 1) as pool:
+        true = made(pool, make_truth, [(args.weights, clip) for clip in clips], "truth")
+        *ceiling, whole = figures([videos["ceiling"] for videos in true])
+        print(f"{'steps':>5}  {'guidance':12}  jaw r  m b p closed  sharpness  s a second  first\n"
+              f"       the ceiling   {ceiling[0]:5.3f}  {ceiling[1]:12.1%}       1.00")
+        for steps in STEPS:
+            for name, weights in guidances(config).items():
+                settings = dict(zip(SETTINGS, (steps, *weights)))
+                asked = [(args.weights, clip, settings) for clip in clips]
+                jaw, shut, sharp = figures(list(made(pool, film, asked, f"{steps} {name}")))
+                each, first = cost(args.weights, long, settings)
+                print(f"{steps:5}  {name:12}  {jaw:5.3f}  {shut:12.1%}  {sharp / whole:9.2f}  "
+                      f"{each:10.2f}  {first:5.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
