@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,14 +72,25 @@ def sheet_frames(count: int) -> list[int]:
     return [round(i * seconds * FPS) for i in range(math.ceil(count / FPS / seconds))]
 
 
+def keep(frames: Iterable[np.ndarray], wanted: Container[int], kept: dict[int, np.ndarray]
+         ) -> Iterator[np.ndarray]:
+    """Hands the frames on, and puts copies of those wanted into `kept`, by number."""
+    for i, frame in enumerate(frames):
+        if i in wanted:
+            kept[i] = frame.copy()
+        yield frame
+
+
 def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray], wave: np.ndarray,
-                curve: np.ndarray) -> None:
+                curve: np.ndarray, keyframes: Container[int] = ()) -> None:
     """Draws the identity frame and some frames (by number) above sound and emotion, all in time.
 
-    identity and frames: (H, W, 3) uint8; wave (L,) at 16 kHz; curve (N, 2) valence and arousal.
+    identity and frames: (H, W, 3) uint8; wave (L,) at 16 kHz; curve (N, 2) valence and arousal. Of
+    the frames those that are keyframes have a "K" before their time.
     """
     seconds = len(wave) / SAMPLE_RATE
-    tiles = [("identity", identity)] + [(f"{i / FPS:g} s", frame) for i, frame in frames.items()]
+    tiles = [("identity", identity)]
+    tiles += [(f"{'K ' * (i in keyframes)}{i / FPS:g} s", frame) for i, frame in frames.items()]
     columns = 9 if len(tiles) <= 27 else 13
     rows = math.ceil(len(tiles) / columns)
     tile, width = 12 / columns, 12.8
@@ -90,7 +102,7 @@ def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray],
         axes = figure.add_axes(
             (left / width, bottom / height, 0.96 * tile / width, tile / height))
         axes.imshow(image, interpolation="lanczos")
-        axes.set_title(title, fontsize=8, pad=2, fontweight="bold" if i == 0 else None)
+        axes.set_title(title, fontsize=8, pad=2, fontweight=None if title[0].isdecimal() else "bold")
         axes.set_axis_off()
 
     # Sound in at most 1,500 columns, whatever its length: envelope, and spectrum of 512 samples.
