@@ -1,0 +1,143 @@
+"""The page in a real browser: Chromium of the system, driven by playwright, against the shipped
+weights at one step. What is shown to copy makes the same film, byte for byte."""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import sample
+from tools import cli, media
+from tools.recipe import Order, differences
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None)
+ORDER = Order("me & you.png", "1,2,30", "it's.wav", "0:neutral 2.5:-0.8,-0.3", "weights/tiny", 4,
+              1.5, -2.0, 0.0, 7)
+
+
+def words(command: str) -> list[str]:
+    """The arguments of a command line as a shell would give them to sample.py."""
+    assert command.startswith("python sample.py ")
+    return shlex.split(command)[2:]
+
+
+def test_the_command_asks_for_what_was_ordered():
+    asked = vars(sample.arguments(words(ORDER.command())))
+    assert asked | {"crop": "1,2,30"} == asked | {
+        **{name: value for name, value in ORDER.shown().items()}, "image": asked["image"],
+        "audio": asked["audio"], "weights": asked["weights"]}
+    assert [str(asked[name]) for name in ("image", "audio", "weights")] == [
+        "me & you.png", "it's.wav", "weights/tiny"]
+
+
+def test_a_copy_of_the_shipped_face_goes_by_its_place(tmp_path):
+    copy = shutil.copy(cli.IMAGE, tmp_path / "x.png")
+    order = Order(str(copy), *list(vars(ORDER).values())[1:])
+    assert order.shown()["image"] == "assets/face.png"
+    assert differences(ORDER, order).splitlines()[2:] == ["| image | me & you.png | assets/face.png |"]
+
+
+@pytest.fixture(scope="module")
+def app():
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
+    import app
+    return app
+
+
+def test_what_cannot_be_used_is_told(app, tmp_path):
+    media.write_wav(tmp_path / "long.wav", np.zeros(16000 * (app.LONGEST + 1), np.float32))
+    with pytest.raises(cli.InputError, match="long.wav: 61 s of sound; .* at most 60 s"):
+        app.heard(tmp_path / "long.wav")
+    assert app.timeline([["0", "sad"], ["", ""], ["2.5", "0.1, -0.2"]]) == "0:sad 2.5:0.1,-0.2"
+    assert app.box(cli.IMAGE, 100, (10, 250)) == "0,156,100"
+
+
+@pytest.fixture(scope="module")
+def address(app):
+    """The page, served by this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    with cli.scratch() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        demo, address = app.opened(folder, str(cli.WEIGHTS))
+        yield address
+        demo.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    driver = pytest.importorskip("playwright.sync_api", reason="the driver of the browser is missing")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed here: apt-get install chromium")
+    with driver.sync_playwright() as playwright:
+        # Root has no sandbox of its own; only the page of this test is opened.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """The hosts that the browser asked for anything."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def page(browser, address, asked):
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    page.on("request", lambda request: asked.add(re.match(r"\w+:(//[^:/]*)?", request.url)[0]))
+    page.goto(address)
+    page.get_by_label("steps").first.fill("1")
+    page.locator("canvas, svg.marks").first.wait_for()      # the curve
+    return page
+
+
+@contextlib.contextmanager
+def toast(page):
+    """What the page complains of in the block, put into the list that it gives."""
+    said = []
+    yield said
+    box = page.get_by_test_id("toast-body").first
+    said.append(box.inner_text())
+    page.get_by_test_id("toast-close").first.click()
+    box.wait_for(state="detached")
+
+
+def upload(page, kind, path):
+    page.locator(f"input[type=file][accept*={kind}]").first.set_input_files(path)
+
+
+def make(page):
+    page.get_by_role("button", name="Make the film").click()
+    page.get_by_text("done", exact=True).wait_for()
+
+
+def test_makes_a_film_that_plays_and_can_be_made_again(page, tmp_path, monkeypatch):
+    media.write_wav(tmp_path / "two.wav", np.sin(np.arange(32000) ** 1.2 / 99).astype(np.float32) / 4)
+    page.get_by_label("Clear").last.click()
+    upload(page, "audio", tmp_path / "two.wav")
+    page.get_by_text("0:02").wait_for()
+    make(page)
+    video = page.locator("video").first
+    video.wait_for()
+    page.wait_for_function("v => v.readyState > 2", arg=video.element_handle())
+    assert video.evaluate("v => [v.duration, v.videoWidth, v.videoHeight]") == [2, 256, 256]
+    video.evaluate("v => v.play()")
+    page.wait_for_function("v => v.currentTime > 0.2", arg=video.element_handle())
+
+    film = page.request.get(video.evaluate("v => v.currentSrc")).body()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "assets").symlink_to(cli.HERE / "assets")
+    command = page.locator(".cm-content").first.inner_text()
+    sample.main([*words(command), "--out=again.mp4", "--no-sheet"])
+    assert (tmp_path / "again.mp4").read_bytes() == film
+    exec(page.locator(".cm-content").last.inner_text(), {})
+    assert (tmp_path / "film.mp4").read_bytes() == film

@@ -1,0 +1,76 @@
+"""What a film is made of, as a page shows it: as a command line, as lines of Python, as a table.
+
+Either makes the very film that the page made, from files that lie where they are run.
+"""
+
+import filecmp
+import os
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tools.cli import AUDIO, HERE, IMAGE
+
+SAMPLER = ("steps", "id_guidance", "audio_guidance", "autoguidance", "seed")
+
+
+def named(path: str | Path) -> str:
+    """What a file is called: a shipped one, or a copy of it, by its place in the project, another
+    one by its name, for it lies in a temporary folder."""
+    for shipped in (IMAGE, AUDIO):
+        if os.path.isfile(path) and filecmp.cmp(path, shipped, shallow=False):
+            return str(shipped.relative_to(HERE))
+    return Path(path).name
+
+
+@dataclass
+class Order:
+    """A film as it is asked for. Picture and sound are files."""
+
+    image: str
+    crop: str               # "X,Y,SIDE"; "" for the largest square in the middle
+    audio: str
+    emotion: str            # "0:neutral 2.5:happy"
+    weights: str
+    steps: int
+    id_guidance: float
+    audio_guidance: float
+    autoguidance: float
+    seed: int
+
+    @property
+    def settings(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in SAMPLER}
+
+    def shown(self) -> dict[str, object]:
+        """Each option with its value, files by the names that the page shows."""
+        return asdict(self) | {"image": named(self.image), "audio": named(self.audio)}
+
+    def command(self) -> str:
+        """The command line that makes this film."""
+        words = {name.replace("_", "-"): str(value) for name, value in self.shown().items()}
+        return " \\\n    ".join(["python sample.py", *(
+            f"--{name}={shlex.quote(value)}" for name, value in words.items() if value)])
+
+    def python(self, device: str) -> str:
+        """The lines of Python that make this film."""
+        made = self.shown()
+        crop = f", crop=({self.crop})" if self.crop else ""
+        settings = "".join(f",\n    {name}={value}" for name, value in self.settings.items())
+        return f"""from tools import media, released
+
+model = released.load({self.weights!r}, {device!r})
+face = media.read_image({made["image"]!r}, model.size{crop})
+wave = media.read_audio({made["audio"]!r})
+frames = model.animate(
+    face, wave, {self.emotion!r}{settings})
+media.write_video(
+    "film.mp4", frames, wave, media.film_side(model.size), sound={made["audio"]!r})"""
+
+
+def differences(a: Order, b: Order) -> str:
+    """What differs between two films, as a table."""
+    a, b = a.shown(), b.shown()
+    rows = [f"| {name} | {a[name]} | {b[name]} |" for name in a if a[name] != b[name]]
+    return "\n".join(["| | the film before | this film |", "| --- | --- | --- |",
+                      *(rows or ["| nothing | | |"])])
