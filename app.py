@@ -260,8 +260,8 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
                     shipped, person = gr.Button("Shipped face"), gr.Button("Another person")
                 audio = gr.Audio(str(AUDIO), type="filepath", label="Sound")
                 with gr.Row():
-                    speech = gr.Button("Shipped speech", size="sm", min_width=70)
-                    sounds = [gr.Button(kind, size="sm", min_width=70) for kind in KINDS]
+                    speech, *sounds = (gr.Button(name, size="sm", min_width=120)
+                                       for name in ("shipped speech", *KINDS))
                 with gr.Row(visible=find_spec("espeakng_loader") is not None):
                     text = gr.Textbox("What a lovely day! [laugh] But now it is over. [sigh]",
                                       label="Or a text to speak", max_length=500, scale=4)
