@@ -28,7 +28,7 @@ from keyface import Config, Film, KeyFace
 from tools import cli, figures, media, released
 from tools.checkpoint import load_config
 from tools.cli import AUDIO, EMOTION, IMAGE, SETTINGS, WEIGHTS, InputError
-from tools.recipe import SAMPLER, Order, differences, named
+from tools.recipe import SAMPLER, Order, box, differences, named, timeline
 from toy import example
 from toy.vocalisations import KINDS
 
@@ -82,22 +82,7 @@ def seen(path: str | None, crop: str, size: int) -> np.ndarray:
     return media.read_image(path, size, cli.crop(crop) if crop else None)
 
 
-def box(path: str, side: float = math.inf, middle: tuple[float, float] | None = None) -> str:
-    """The crop box "X,Y,SIDE" around the middle of a picture, or around another place in it."""
-    height, width = media.open_image(path).shape[:2]
-    side = int(min(side, height, width))
-    x, y = middle or (width / 2, height / 2)
-    left, top = (int(np.clip(at - side / 2, 0, whole - side)) for at, whole in ((x, width), (y, height)))
-    return f"{left},{top},{side}"
-
-
-def timeline(rows: list[list]) -> str:
-    """The table of the page as the command takes it: "0:neutral 2.5:happy"."""
-    return " ".join(f"{seconds}:{emotion}".replace(" ", "") for seconds, emotion in rows
-                    if f"{seconds}{emotion}".strip())
-
-
-def curve_of(rows: list[list], audio: str | None) -> pd.DataFrame:
+def curve_of(rows: list[list], audio: str) -> pd.DataFrame:
     """Valence and arousal along the film, for a plot."""
     count = media.frame_count(len(heard(audio)))
     curve = emotion_curve(timeline(rows), count)[::5]                           # (N / 5, 2)
@@ -138,12 +123,8 @@ class Making:
         """A bar of progress, and the newest frames, seven in a row, as one picture."""
         stage, done, total = self.stage
         bar = f'<label>{stage} <progress max="{total}" value="{done}"></progress></label>'
-        if not (frames := list(self.newest)):
-            return bar, None
-        step = max(1, len(frames[0]) // 128)            # small ones are enough
-        tiles = np.full((14, *frames[0][::step, ::step].shape), 255, np.uint8)
-        tiles[:len(frames)] = [frame[::step, ::step] for frame in frames]
-        return bar, np.concatenate([np.concatenate([*row], 1) for row in (tiles[:7], tiles[7:])])
+        frames = list(self.newest)
+        return bar, figures.tiles(frames) if frames else None
 
 
 @lru_cache(1)
@@ -187,9 +168,9 @@ def make(order: Order, wave: np.ndarray, folder: Path, device: str, making: Maki
 
 def forget(films: list[tuple[Order, str, str]]) -> None:
     """Removes the files of films that nobody sees any more."""
-    for _, *paths in films:
-        for path in paths:
-            Path(path).unlink(missing_ok=True)
+    for _, film, sheet in films:
+        os.remove(film)
+        os.remove(sheet)
 
 
 def page(folder: Path, own: str, device: str) -> gr.Blocks:
@@ -268,15 +249,18 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
                     speak = gr.Button("Speak", scale=1, min_width=80)
                 rows = gr.Dataframe(
                     [point.split(":") for point in EMOTION.split()], type="array", buttons=[],
-                    headers=["seconds", "emotion"], column_count=2,
-                    label=f"Emotions: {', '.join(EMOTIONS)}, or valence,arousal as in -0.8,-0.3")
+                    headers=["seconds", "emotion"], column_count=2, column_limits=(2, 2),
+                    label=f"Emotions: {', '.join(EMOTIONS)}, or valence,arousal as in -0.8,-0.3 "
+                          "(a cell's menu adds rows)")
                 plot = gr.LinePlot(x="seconds", y="value", color="of", y_lim=[-1, 1], height=170,
                                    color_title=" ", y_title=" ", buttons=[])
                 with gr.Accordion("Sampler"):
                     weights = gr.Radio([own, "released"], value=own, label="weights (released: "
                                        "downloaded once, 21 GB)")
-                    knobs = [gr.Slider(1, 50, step=1, label="steps"), *(
-                        gr.Slider(0, 6, step=0.1, label=name) for name in SAMPLER[1:4])]
+                    ranges = ((1, 50, 1), *3 * [(0, 6, 0.1)])
+                    knobs = [gr.Slider(low, high, value, step=step, label=name)
+                             for name, value, (low, high, step)
+                             in zip(SAMPLER, settings_of(own), ranges)]
                     seed = gr.Number(0, precision=0, label="seed")
             with gr.Column():
                 with gr.Row():
@@ -300,16 +284,17 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
 
         image.change(answered(lambda path: path and box(path)), image, crop)
         image.select(centre, [image, crop], crop)
-        gr.on([demo.load, crop.change], answered(lambda *what: seen(*what, size)), [image, crop],
-              preview)
+        gr.on([demo.load, crop.change], answered(
+            lambda path, crop: path and seen(path, crop, size)), [image, crop], preview)
         shipped.click(lambda: str(IMAGE), None, image)
         person.click(another_person, None, image)
         speech.click(lambda: str(AUDIO), None, audio)
         for button in sounds:
             button.click(lambda kind: say(f"[{kind}]"), button, audio)
         gr.on([speak.click, text.submit], say, text, audio)
-        gr.on([demo.load, rows.change, audio.change], answered(curve_of), [rows, audio], plot)
-        gr.on([demo.load, weights.change], settings_of, weights, knobs)
+        gr.on([demo.load, rows.change, audio.change], answered(
+            lambda rows, audio: audio and curve_of(rows, audio)), [rows, audio], plot)
+        weights.change(settings_of, weights, knobs)
         making = go.click(film, [memory, image, crop, audio, rows, weights, *knobs, seed],
                           [status, newest, made, result, sheet, command, lines, memory, compare,
                            first, second, table], show_progress_on=status)

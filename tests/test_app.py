@@ -1,7 +1,6 @@
 """The page in a real browser: Chromium of the system, driven by playwright, against the shipped
 weights at one step. What is shown to copy makes the same film, byte for byte."""
 
-import contextlib
 import re
 import shutil
 import subprocess
@@ -19,6 +18,11 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
                 None)
 ORDER = Order("me & you.png", "1,2,30", "it's.wav", "0:neutral 2.5:-0.8,-0.3", "weights/tiny", 4,
               1.5, -2.0, 0.0, 7)
+
+TORN_PICTURE = ("torn.png: empty, cut off, damaged or not a picture; give a PNG or JPEG that can be "
+                "opened")
+TORN_SOUND = ("torn.wav: empty, damaged or not a sound or video file; give a file with sound, such "
+              "as WAV or MP4")
 
 
 def words(command: str) -> list[str]:
@@ -94,20 +98,9 @@ def page(browser, address, asked):
     page.set_default_timeout(60_000)
     page.on("request", lambda request: asked.add(re.match(r"\w+:(//[^:/]*)?", request.url)[0]))
     page.goto(address)
-    page.get_by_label("steps").first.fill("1")
+    page.get_by_label("number input for steps").fill("1")
     page.locator("canvas, svg.marks").first.wait_for()      # the curve
     return page
-
-
-@contextlib.contextmanager
-def toast(page):
-    """What the page complains of in the block, put into the list that it gives."""
-    said = []
-    yield said
-    box = page.get_by_test_id("toast-body").first
-    said.append(box.inner_text())
-    page.get_by_test_id("toast-close").first.click()
-    box.wait_for(state="detached")
 
 
 def upload(page, kind, path):
@@ -135,8 +128,60 @@ def test_makes_a_film_that_plays_and_can_be_made_again(page, tmp_path, monkeypat
     film = page.request.get(video.evaluate("v => v.currentSrc")).body()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "assets").symlink_to(cli.HERE / "assets")
-    command = page.locator(".cm-content").first.inner_text()
-    sample.main([*words(command), "--out=again.mp4", "--no-sheet"])
-    assert (tmp_path / "again.mp4").read_bytes() == film
-    exec(page.locator(".cm-content").last.inner_text(), {})
+    exec(page.locator(".cm-content").last.inner_text(), {})  # noqa: S102 (they are to be run)
     assert (tmp_path / "film.mp4").read_bytes() == film
+
+
+def test_another_emotion_makes_another_film(page):
+    cell = page.get_by_test_id("cell-0-1")
+    cell.dblclick()
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.type("sad")
+    page.keyboard.press("Enter")
+    page.get_by_label("seed").fill("5")
+    make(page)
+    rows = page.locator("table").last.inner_text().split()
+    rest = ["1.5:neutral", "3:happy", "5:happy", "7:sad"]
+    assert rows[rows.index("emotion"):] == [
+        "emotion", "0:neutral", *rest, "0:sad", *rest, "seed", "0", "5"]
+    first, second = (v.evaluate("v => v.currentSrc") for v in page.locator("video").all()[-2:])
+    assert page.request.get(first).body() != page.request.get(second).body()
+
+
+def test_cancelled_work_ends(page, app):
+    page.get_by_label("number input for steps").fill("50")
+    page.get_by_role("button", name="Make the film").click()
+    page.get_by_text("keyframes", exact=True).wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("cancelled", exact=True).wait_for()
+    assert app.WORKER.submit(lambda: "idle").result(timeout=20) == "idle"
+
+
+@pytest.mark.parametrize("kind, clear, name, line", [
+    ("image", "Remove Image", "torn.png", TORN_PICTURE),
+    ("audio", "Clear", "torn.wav", TORN_SOUND),
+])
+def test_a_broken_file_is_answered_as_the_command_does(page, tmp_path, kind, clear, name, line):
+    (tmp_path / name).write_bytes(b"nothing of use" * 9)
+    page.get_by_label(clear, exact=True).last.click()
+    upload(page, kind, tmp_path / name)
+    page.get_by_test_id("toast-body").get_by_text(line, exact=True).wait_for()
+
+
+def test_works_without_a_microphone(page):
+    page.get_by_label("Record audio").click()
+    page.get_by_text("No microphone found").wait_for(state="attached")
+    page.get_by_role("button", name="shipped speech").click()
+    page.get_by_text("0:08").wait_for()
+
+
+def test_nothing_comes_from_elsewhere(page, asked):
+    assert asked <= {"http://127.0.0.1", "blob:", "data:"}
+
+
+def test_work_ends_with_the_browser(page, app):
+    page.get_by_role("button", name="shipped face").click()
+    page.get_by_role("button", name="Make the film").click()
+    page.get_by_text("keyframes", exact=True).wait_for()
+    page.close()
+    assert app.WORKER.submit(lambda: "idle").result(timeout=20) == "idle"

@@ -27,6 +27,16 @@ def save_grid(path: Path, images: Tensor) -> None:
         imsave(temporary, picture.flatten(2, 3).flatten(0, 1).cpu().numpy())
 
 
+def tiles(images: list[np.ndarray], columns: int = 7, side: int = 128) -> np.ndarray:
+    """Small pictures of images (H, W, 3) uint8 in rows, the last of them filled up with white: one
+    picture. Large images lose rows and columns, so that none is much larger than `side`."""
+    step = max(1, len(images[0]) // side)
+    small = [image[::step, ::step] for image in images]
+    small += [np.full_like(small[0], 255)] * (-len(images) % columns)
+    return np.concatenate([np.concatenate(small[i:i + columns], 1)
+                           for i in range(0, len(small), columns)])
+
+
 def load_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a CSV of numbers; none where there is no such file."""
     if not path.exists():

@@ -1,15 +1,17 @@
-"""What a film is made of, as a page shows it: as a command line, as lines of Python, as a table.
+"""What a film is made of: as a page has it, as a command line, and as lines of Python.
 
-Either makes the very film that the page made, from files that lie where they are run.
+The latter two make the very film that the page made, of files that lie where they are run.
 """
 
 import filecmp
+import math
 import os
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tools.cli import AUDIO, HERE, IMAGE
+from tools.media import open_image
 
 SAMPLER = ("steps", "id_guidance", "audio_guidance", "autoguidance", "seed")
 
@@ -21,6 +23,22 @@ def named(path: str | Path) -> str:
         if os.path.isfile(path) and filecmp.cmp(path, shipped, shallow=False):
             return str(shipped.relative_to(HERE))
     return Path(path).name
+
+
+def box(path: str, side: float = math.inf, middle: tuple[float, float] | None = None) -> str:
+    """The crop box "X,Y,SIDE" around the middle of a picture, or around another place in it."""
+    height, width = media.open_image(path).shape[:2]
+    side = int(min(side, height, width))
+    x, y = middle or (width / 2, height / 2)
+    left, top = (int(min(max(at - side / 2, 0), whole - side))
+                 for at, whole in ((x, width), (y, height)))
+    return f"{left},{top},{side}"
+
+
+def timeline(rows: list[list]) -> str:
+    """The table of the page as the command takes it: "0:neutral 2.5:happy"."""
+    return " ".join(f"{seconds}:{emotion}".replace(" ", "") for seconds, emotion in rows
+                    if f"{seconds}{emotion}".strip())
 
 
 @dataclass
