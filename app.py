@@ -5,12 +5,10 @@ Choose a face, a sound, emotions along time and the settings of the sampler, wat
 One film is made at a time. Nothing is fetched from the network, and nothing is sent there.
 """
 
-import math
 import os
 import re
 import sys
 import time
-from argparse import ArgumentTypeError
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,14 +26,12 @@ from keyface import Config, Film, KeyFace
 from tools import cli, figures, media, released
 from tools.checkpoint import load_config
 from tools.cli import AUDIO, EMOTION, IMAGE, SETTINGS, WEIGHTS, InputError
-from tools.recipe import SAMPLER, Order, box, differences, named, timeline
+from tools.recipe import SAMPLER, Order, box, curve_table, differences, named, timeline
 from toy import example
-from toy.vocalisations import KINDS
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"    # which gradio reads while it is imported
 try:
     import gradio as gr
-    import pandas as pd
 except ImportError:
     sys.exit('app.py: error: the page is made with gradio: pip install -e ".[app]"')
 
@@ -56,8 +52,6 @@ def answers(folder: Path) -> Iterator[None]:
     cli.hearer.set(lambda line: gr.Warning(plain(line)))
     try:
         yield
-    except ArgumentTypeError as error:
-        raise gr.Error(plain(str(error)), print_exception=False) from None
     except Exception as error:
         if (told := cli.explained(error)) is None:
             raise
@@ -80,15 +74,6 @@ def seen(path: str | None, crop: str, size: int) -> np.ndarray:
     if not path:
         raise InputError("--image: no picture yet; choose or upload one")
     return media.read_image(path, size, cli.crop(crop) if crop else None)
-
-
-def curve_of(rows: list[list], audio: str) -> pd.DataFrame:
-    """Valence and arousal along the film, for a plot."""
-    count = media.frame_count(len(heard(audio)))
-    curve = emotion_curve(timeline(rows), count)[::5]                           # (N / 5, 2)
-    return pd.DataFrame({"seconds": np.tile(np.arange(len(curve)) * 5 / media.FPS, 2),
-                         "value": curve.T.flatten(),
-                         "of": np.repeat(["valence", "arousal"], len(curve))})
 
 
 # ---- making it ----------------------------------------------------------------------------------
@@ -123,8 +108,7 @@ class Making:
         """A bar of progress, and the newest frames, seven in a row, as one picture."""
         stage, done, total = self.stage
         bar = f'<label>{stage} <progress max="{total}" value="{done}"></progress></label>'
-        frames = list(self.newest)
-        return bar, figures.tiles(frames) if frames else None
+        return bar, figures.tiles(list(self.newest)) if self.newest else None
 
 
 @lru_cache(1)
@@ -152,13 +136,10 @@ def make(order: Order, wave: np.ndarray, folder: Path, device: str, making: Maki
     model.keyframes = keyframes
     curve = emotion_curve(order.emotion, media.frame_count(len(wave)))          # (N, 2)
     grid = range(0, len(curve), model.config.keyframe.spacing)
-    # On the sheet: keyframes, and a frame between each two; of long films every so many of them.
-    several = math.ceil(len(grid) / 30) * grid.step
-    wanted = [i + j for i in range(0, len(curve), several) for j in (0, several // 2)]
     kept: dict[int, np.ndarray] = {}
     film = folder / f"film{time.time_ns()}.mp4"
     frames = model.animate(face, wave, order.emotion, progress=making.report, **order.settings)
-    media.write_video(film, figures.keep(making.watch(frames), wanted, kept), wave,
+    media.write_video(film, figures.keep(making.watch(frames), figures.around(grid), kept), wave,
                       media.film_side(model.size), sound=order.audio)
     figures.write_sheet(film.with_suffix(".png"), face, kept, wave, curve, grid)
     return str(film), str(film.with_suffix(".png"))
@@ -168,9 +149,8 @@ def make(order: Order, wave: np.ndarray, folder: Path, device: str, making: Maki
 
 def forget(films: list[tuple[Order, str, str]]) -> None:
     """Removes the files of films that nobody sees any more."""
-    for _, film, sheet in films:
-        os.remove(film)
-        os.remove(sheet)
+    for path in (path for _, *both in films for path in both):
+        Path(path).unlink(missing_ok=True)
 
 
 def page(folder: Path, own: str, device: str) -> gr.Blocks:
@@ -182,18 +162,12 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
         return [getattr(config, name) for name in SAMPLER[:4]]
 
     @answered
-    def centre(path, crop, at: gr.SelectData):
+    def centre(path, crop, at: gr.SelectData) -> str:
         return box(path, cli.crop(crop)[2], at.index)
-
-    def another_person() -> str:
-        number = int(np.random.default_rng().integers(10**6))
-        path = folder / f"person{number}.png"
-        figures.imsave(path, example.person(np.random.default_rng(number)))
-        return str(path)
 
     @answered
     def say(text: str) -> str:
-        path = folder / f"voice{time.time_ns() % 10**9}.wav"
+        path = folder / f"voice{time.time_ns()}.wav"
         media.write_wav(path, example.say(text, np.random.default_rng()))
         return str(path)
 
@@ -232,7 +206,7 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
             with gr.Column():
                 with gr.Row():
                     image = gr.Image(str(IMAGE), type="filepath", image_mode=None, label="Face",
-                                     sources=["upload"], height=240, scale=2)
+                                     sources=["upload"], height=240, scale=2, format="png")
                     preview = gr.Image(label="What the model sees", interactive=False, height=240,
                                        buttons=[], min_width=120)
                 crop = gr.Textbox(box(IMAGE), label="Box around the face, in pixels: X,Y,SIDE "
@@ -242,8 +216,8 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
                 audio = gr.Audio(str(AUDIO), type="filepath", label="Sound")
                 with gr.Row():
                     speech, *sounds = (gr.Button(name, size="sm", min_width=120)
-                                       for name in ("shipped speech", *KINDS))
-                with gr.Row(visible=find_spec("espeakng_loader") is not None):
+                                       for name in ("shipped speech", *example.KINDS))
+                with gr.Row(visible=find_spec("espeakng_loader") is not None):     # extra toy
                     text = gr.Textbox("What a lovely day! [laugh] But now it is over. [sigh]",
                                       label="Or a text to speak", max_length=500, scale=4)
                     speak = gr.Button("Speak", scale=1, min_width=80)
@@ -287,13 +261,14 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
         gr.on([demo.load, crop.change], answered(
             lambda path, crop: path and seen(path, crop, size)), [image, crop], preview)
         shipped.click(lambda: str(IMAGE), None, image)
-        person.click(another_person, None, image)
+        person.click(lambda: example.person(np.random.default_rng()), None, image)
         speech.click(lambda: str(AUDIO), None, audio)
         for button in sounds:
             button.click(lambda kind: say(f"[{kind}]"), button, audio)
         gr.on([speak.click, text.submit], say, text, audio)
         gr.on([demo.load, rows.change, audio.change], answered(
-            lambda rows, audio: audio and curve_of(rows, audio)), [rows, audio], plot)
+            lambda rows, audio: audio and curve_table(emotion_curve(timeline(rows), media.frame_count(
+                len(heard(audio)))))), [rows, audio], plot)
         weights.change(settings_of, weights, knobs)
         making = go.click(film, [memory, image, crop, audio, rows, weights, *knobs, seed],
                           [status, newest, made, result, sheet, command, lines, memory, compare,

@@ -317,7 +317,7 @@ def explained(error: BaseException) -> tuple[int, str] | None:
     """The exit status and the one line for what ended a command: 2 bad input, 1 trouble with the
     machine (disk, memory). None for a mistake of the program's own."""
     match error:
-        case InputError():
+        case InputError() | argparse.ArgumentTypeError():
             status, line = 2, str(error)
         case BrokenPipeError():
             status, line = 1, "standard output was closed before the end; let it be read to the end"

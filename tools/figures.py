@@ -91,6 +91,12 @@ def keep(frames: Iterable[np.ndarray], wanted: Container[int], kept: dict[int, n
         yield frame
 
 
+def around(keyframes: range) -> list[int]:
+    """Numbers of the keyframes and of a frame between each two; of more than 30 every so many."""
+    step = math.ceil(len(keyframes) / 30) * keyframes.step
+    return [i + j for i in keyframes[::step // keyframes.step] for j in (0, step // 2)]
+
+
 def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray], wave: np.ndarray,
                 curve: np.ndarray, keyframes: Container[int] = ()) -> None:
     """Draws the identity frame and some frames (by number) above sound and emotion, all in time.

@@ -10,8 +10,10 @@ import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from tools.cli import AUDIO, HERE, IMAGE
-from tools.media import open_image
+from tools.media import FPS, open_image
 
 SAMPLER = ("steps", "id_guidance", "audio_guidance", "autoguidance", "seed")
 
@@ -27,7 +29,7 @@ def named(path: str | Path) -> str:
 
 def box(path: str, side: float = math.inf, middle: tuple[float, float] | None = None) -> str:
     """The crop box "X,Y,SIDE" around the middle of a picture, or around another place in it."""
-    height, width = media.open_image(path).shape[:2]
+    height, width = open_image(path).shape[:2]
     side = int(min(side, height, width))
     x, y = middle or (width / 2, height / 2)
     left, top = (int(min(max(at - side / 2, 0), whole - side))
@@ -39,6 +41,17 @@ def timeline(rows: list[list]) -> str:
     """The table of the page as the command takes it: "0:neutral 2.5:happy"."""
     return " ".join(f"{seconds}:{emotion}".replace(" ", "") for seconds, emotion in rows
                     if f"{seconds}{emotion}".strip())
+
+
+def curve_table(curve: np.ndarray):
+    """Valence and arousal (N, 2) five times a second as a table of pandas: its columns are seconds,
+    value, and of which of both."""
+    import pandas
+
+    curve = curve[::5]                                                          # (N / 5, 2)
+    return pandas.DataFrame({"seconds": np.tile(np.arange(len(curve)) * 5 / FPS, 2),
+                             "value": curve.T.flatten(),
+                             "of": np.repeat(["valence", "arousal"], len(curve))})
 
 
 @dataclass
