@@ -111,9 +111,7 @@ class Making:
         return bar, figures.tiles(list(self.newest)) if self.newest else None
 
 
-@lru_cache(1)
-def loaded(weights: str, device: str) -> KeyFace:
-    return released.load(weights, device)
+loaded = lru_cache(1)(released.load)    # the weights in use stay in memory
 
 
 def make(order: Order, wave: np.ndarray, folder: Path, device: str, making: Making

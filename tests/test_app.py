@@ -95,7 +95,7 @@ def asked():
 @pytest.fixture(scope="module")
 def page(browser, address, asked):
     page = browser.new_page()
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(100_000)
     page.on("request", lambda request: asked.add(re.match(r"\w+:(//[^:/]*)?", request.url)[0]))
     page.goto(address)
     page.get_by_label("number input for steps").fill("1")
@@ -141,7 +141,7 @@ def test_another_emotion_makes_another_film(page):
     page.keyboard.press("Enter")
     page.get_by_label("seed").fill("5")
     make(page)
-    rows = page.locator("table").last.inner_text().split()
+    rows = page.locator(".prose table").inner_text().split()
     rest = ["1.5:neutral", "3:happy", "5:happy", "7:sad"]
     assert rows[rows.index("emotion"):] == [
         "emotion", "0:neutral", *rest, "0:sad", *rest, "seed", "0", "5"]
