@@ -190,16 +190,15 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
             films = [*films[-1:], (order, *job.result())]
             before, now = films[0], films[-1]
             yield {status: "done", newest: making.shown()[1], made: gr.Column(visible=True),
-                   result: now[1], sheet: now[2], command: order.command(),
-                   lines: order.python(device), memory: films,
-                   compare: gr.Column(visible=len(films) > 1), first: before[1],
-                   second: now[1], table: differences(before[0], order)}
+                   result: now[1], sheet: now[2], command: order.command(), memory: films,
+                   lines: order.python(device), compare: gr.Column(visible=len(films) > 1),
+                   first: before[1], second: now[1], table: differences(before[0], order)}
 
     size = load_config(Config, own).size
     with gr.Blocks(title="KeyFace", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
         memory = gr.State([], delete_callback=forget)       # the last two films
-        gr.Markdown(f"# KeyFace\nA face, a sound and emotions become a film. All of it stays on "
-                    f"this machine. Uploads: up to {LARGEST} MB, sound up to {LONGEST} s.")
+        gr.Markdown("# KeyFace\nA face, a sound and emotions become a film, all on this machine. "
+                    f"Uploads: up to {LARGEST} MB, sound up to {LONGEST} s.")
         with gr.Row():
             with gr.Column():
                 with gr.Row():
@@ -257,7 +256,8 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
         image.change(answered(lambda path: path and box(path)), image, crop)
         image.select(centre, [image, crop], crop)
         gr.on([demo.load, crop.change], answered(
-            lambda path, crop: path and seen(path, crop, size)), [image, crop], preview)
+            lambda path, crop: path and seen(path, crop, size)), [image, crop], preview,
+            trigger_mode="always_last")
         shipped.click(lambda: str(IMAGE), None, image)
         person.click(lambda: example.person(np.random.default_rng()), None, image)
         speech.click(lambda: str(AUDIO), None, audio)
@@ -266,7 +266,7 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
         gr.on([speak.click, text.submit], say, text, audio)
         gr.on([demo.load, rows.change, audio.change], answered(
             lambda rows, audio: audio and curve_table(emotion_curve(timeline(rows), media.frame_count(
-                len(heard(audio)))))), [rows, audio], plot)
+                len(heard(audio)))))), [rows, audio], plot, trigger_mode="always_last")
         weights.change(settings_of, weights, knobs)
         making = go.click(film, [memory, image, crop, audio, rows, weights, *knobs, seed],
                           [status, newest, made, result, sheet, command, lines, memory, compare,
@@ -288,10 +288,10 @@ def main(argv: list[str] | None = None) -> None:
     """Opens the page, and keeps it until Ctrl-C."""
     parser = cli.Parser("app.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--weights", default=os.path.relpath(WEIGHTS), help="folder of weights")
-    weights = parser.parse_args(argv).weights
+    args = parser.parse_args(argv)
     with cli.scratch() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
-        demo, address = opened(folder, weights)
+        demo, address = opened(folder, args.weights)
         print(f"the page is at {address} (Ctrl-C ends it)", flush=True)
         demo.block_thread()
 
