@@ -220,7 +220,7 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
                     speak = gr.Button("Speak", scale=1, min_width=80)
                 rows = gr.Dataframe(
                     [point.split(":") for point in EMOTION.split()], type="array", buttons=[],
-                    headers=["seconds", "emotion"], column_count=2, column_limits=(2, 2),
+                    headers=["seconds", "emotion"], column_count=2,
                     label=f"Emotions: {', '.join(EMOTIONS)}, or valence,arousal as in -0.8,-0.3 "
                           "(a cell's menu adds rows)")
                 plot = gr.LinePlot(x="seconds", y="value", color="of", y_lim=[-1, 1], height=170,

@@ -39,7 +39,7 @@ def box(path: str, side: float = math.inf, middle: tuple[float, float] | None = 
 
 def timeline(rows: list[list]) -> str:
     """The table of the page as the command takes it: "0:neutral 2.5:happy"."""
-    return " ".join(f"{seconds}:{emotion}".replace(" ", "") for seconds, emotion in rows
+    return " ".join(f"{seconds}:{emotion}".replace(" ", "") for seconds, emotion, *_ in rows
                     if f"{seconds}{emotion}".strip())
 
 
