@@ -8,7 +8,6 @@ options. The work is done by `keyface.KeyFace.animate`; here is what stands arou
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -94,14 +93,6 @@ class Progress:
             bar.close()
 
 
-def keep(frames: Iterable, wanted: set[int], kept: dict) -> Iterator:
-    """Hands the frames on, and puts copies of those wanted into `kept`, by number."""
-    for i, frame in enumerate(frames):
-        if i in wanted:
-            kept[i] = frame.copy()
-        yield frame
-
-
 def main(argv: list[str] | None = None) -> None:
     """Parses, checks every input before the slow work, samples, writes, and says what it did."""
     args = arguments(argv)
@@ -128,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
 
     device = cli.pick_device(args.device)
     model = released.load(args.weights, device, args.low_memory)
-    config, size = model.config, args.size or max(model.size, 256)
+    config, size = model.config, args.size or media.film_side(model.size)
     settings = {name: getattr(config, name) if getattr(args, name) is None else getattr(args, name)
                 for name in ("steps", "id_guidance", "audio_guidance", "autoguidance")}
     if model.interp_bad is None:
@@ -145,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     with closing(Progress()) as progress:
         frames = model.animate(identity, wave, emotion, seed=args.seed, progress=progress,
                                **settings)
-        frames = keep(frames, set(figures.sheet_frames(len(curve))) if sheet else set(), kept)
+        frames = figures.keep(frames, figures.sheet_frames(len(curve)) if sheet else [], kept)
         count = media.write_video(out, frames, wave, size, sound=audio)
     print(f"wrote    {out} ({count} frames of {size} x {size} at {media.FPS} fps, synthetic)")
     if sheet:

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -32,11 +33,18 @@ class InputError(Exception):
     """Bad input: one line that names the file or option and says what to do."""
 
 
-def warn(line: str) -> None:
-    """Says on stderr, in one line, what was odd but could be used. Of the processes of one training
-    the first says it for all."""
+def _on_stderr(line: str) -> None:
+    """Says a line there. Of the processes of one training the first says it for all."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"{Path(sys.argv[0]).name}: warning: {' '.join(line.split())}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: warning: {line}", file=sys.stderr)
+
+
+hearer: ContextVar[Callable[[str], None]] = ContextVar("hearer", default=_on_stderr)    # of warnings
+
+
+def warn(line: str) -> None:
+    """Says in one line what was odd but could be used: on stderr, unless somebody else listens."""
+    hearer.get()(" ".join(line.split()))
 
 
 def number(kind: type, low: float, high: float) -> Callable[[str], float]:
@@ -218,6 +226,18 @@ def replacing(path: Path) -> Iterator[Path]:
         _unfinished.discard(folder)
 
 
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A new temporary folder, which is gone after the block, and after a signal too."""
+    folder = Path(tempfile.mkdtemp(prefix="keyface."))
+    _unfinished.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unfinished.discard(folder)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line."""
 
@@ -293,6 +313,37 @@ def _short_of_memory(said: str) -> str:
             "--weights (--size changes nothing here)")
 
 
+def explained(error: BaseException) -> tuple[int, str] | None:
+    """The exit status and the one line for what ended a command: 2 bad input, 1 trouble with the
+    machine (disk, memory). None for a mistake of the program's own."""
+    match error:
+        case InputError() | argparse.ArgumentTypeError():
+            status, line = 2, str(error)
+        case BrokenPipeError():
+            status, line = 1, "standard output was closed before the end; let it be read to the end"
+        case PermissionError() if error.filename is not None:
+            status, line = 2, f"{error.filename}: {error.strerror}; check its permissions"
+        case OSError():
+            status, line = 1, str(error)
+        case MemoryError():
+            status, line = 1, _short_of_memory(str(error))
+        case BrokenExecutor():
+            status, line = 1, ("a process that worked for this one was killed, most likely for want "
+                               "of memory; try again with more of it free")
+        case RuntimeError():                        # torch has no kinds of its own
+            short = r"out of memory|can't allocate memory|ALLOC_FAILED|could not \w+ a primitive"
+            if re.search(short, str(error)):
+                status, line = 1, _short_of_memory(str(error))
+            elif re.search("gloo/transport|NCCL error", str(error)):
+                status, line = 1, ("another process of this training has ended; see what it said, "
+                                   "and go on with --resume")
+            else:
+                return None
+        case _:
+            return None
+    return status, " ".join(line.split())
+
+
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> int:
     """Calls a script's `main(argv)`; returns its exit status, with one line on stderr if it failed.
 
@@ -306,29 +357,9 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
             if sys.stdout:                          # None where it was closed from the start
                 sys.stdout.flush()
         return 128 + _remembered[0] if _remembered else 0
-    except InputError as error:
-        status, line = 2, str(error)
-    except BrokenPipeError:
-        status, line = 1, "standard output was closed before the end; let it be read to the end"
-    except PermissionError as error:
-        status, line = 2, f"{error.filename}: {error.strerror}; check its permissions"
-        if error.filename is None:
-            status, line = 1, str(error)
-    except OSError as error:
-        status, line = 1, str(error)
-    except MemoryError as error:
-        status, line = 1, _short_of_memory(str(error))
-    except BrokenExecutor:
-        status, line = 1, ("a process that worked for this one was killed, most likely for want of "
-                           "memory; try again with more of it free")
-    except RuntimeError as error:                   # torch has no kinds of its own
-        short = "out of memory|can't allocate memory|ALLOC_FAILED|could not \\w+ a primitive"
-        if re.search(short, str(error)):
-            status, line = 1, _short_of_memory(str(error))
-        elif re.search("gloo/transport|NCCL error", str(error)):
-            status, line = 1, ("another process of this training has ended; see what it said, and "
-                               "go on with --resume")
-        else:
+    except Exception as error:
+        if (told := explained(error)) is None:
             raise
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(line.split())}", file=sys.stderr)
+    status, line = told
+    print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
     return status

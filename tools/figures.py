@@ -2,6 +2,7 @@
 
 import csv
 import math
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def write_seconds(stem: Path, curves: dict[str, dict[Path, np.ndarray]], ours: s
                     f"{column[second]:.5g}" if second < len(column) else "" for column in columns)])
     styles = {"truth": (true, {"color": "k"}), "generated": (ours - true, {"color": "C1"})}
     panels = {name: [{"x": np.arange(len(curve[video])) + 0.5, "y": curve[video], "lw": 1,
-                      "alpha": 0.7, "marker": "." if len(curve[video]) < 20 else "", "label": label if i == 0 else None, **style}
+                      "alpha": 0.7, "marker": "." if len(curve[video]) < 20 else "",
+                      "label": label if i == 0 else None, **style}
                      for label, (column, style) in styles.items()
                      for i, video in enumerate(sorted(column & curve.keys()))]
               for name, curve in curves.items()}
@@ -80,6 +82,16 @@ def write_confusion(path: Path, answers: list[tuple[str, str]], rows: list[str],
     axes.set_yticks(range(len(rows)), rows)
     axes.set(xlabel="seen", ylabel="asked for")
     save_figure(path, figure, 100)
+
+
+def tiles(images: list[np.ndarray], columns: int = 7, side: int = 128) -> np.ndarray:
+    """Small pictures of images (H, W, 3) uint8 in rows, the last of them filled up with white: one
+    picture. Large images lose rows and columns, so that none is much larger than `side`."""
+    step = max(1, len(images[0]) // side)
+    small = [image[::step, ::step] for image in images]
+    small += [np.full_like(small[0], 255)] * (-len(images) % columns)
+    return np.concatenate([np.concatenate(small[i:i + columns], 1)
+                           for i in range(0, len(small), columns)])
 
 
 def load_metrics(path: Path) -> list[dict[str, float]]:
@@ -127,14 +139,31 @@ def sheet_frames(count: int) -> list[int]:
     return [round(i * seconds * FPS) for i in range(math.ceil(count / FPS / seconds))]
 
 
+def keep(frames: Iterable[np.ndarray], wanted: Container[int], kept: dict[int, np.ndarray]
+         ) -> Iterator[np.ndarray]:
+    """Hands the frames on, and puts copies of those wanted into `kept`, by number."""
+    for i, frame in enumerate(frames):
+        if i in wanted:
+            kept[i] = frame.copy()
+        yield frame
+
+
+def around(keyframes: range) -> list[int]:
+    """Numbers of the keyframes and of a frame between each two; of more than 30 every so many."""
+    step = math.ceil(len(keyframes) / 30) * keyframes.step
+    return [i + j for i in keyframes[::step // keyframes.step] for j in (0, step // 2)]
+
+
 def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray], wave: np.ndarray,
-                curve: np.ndarray) -> None:
+                curve: np.ndarray, keyframes: Container[int] = ()) -> None:
     """Draws the identity frame and some frames (by number) above sound and emotion, all in time.
 
-    identity and frames: (H, W, 3) uint8; wave (L,) at 16 kHz; curve (N, 2) valence and arousal.
+    identity and frames: (H, W, 3) uint8; wave (L,) at 16 kHz; curve (N, 2) valence and arousal. Of
+    the frames those that are keyframes have a "K" before their time.
     """
     seconds = len(wave) / SAMPLE_RATE
-    tiles = [("identity", identity)] + [(f"{i / FPS:g} s", frame) for i, frame in frames.items()]
+    tiles = [("identity", identity)]
+    tiles += [(f"{'K ' * (i in keyframes)}{i / FPS:g} s", frame) for i, frame in frames.items()]
     columns = 9 if len(tiles) <= 27 else 13
     rows = math.ceil(len(tiles) / columns)
     tile, width = 12 / columns, 12.8
@@ -146,7 +175,7 @@ def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray],
         axes = figure.add_axes(
             (left / width, bottom / height, 0.96 * tile / width, tile / height))
         axes.imshow(image, interpolation="lanczos")
-        axes.set_title(title, fontsize=8, pad=2, fontweight="bold" if i == 0 else None)
+        axes.set_title(title, fontsize=8, pad=2, fontweight=None if title[0].isdecimal() else "bold")
         axes.set_axis_off()
 
     # Sound in at most 1,500 columns, whatever its length: envelope, and spectrum of 512 samples.

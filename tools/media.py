@@ -368,6 +368,19 @@ def read_video(path: Path | str, size: int) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------------- writing
 
+def write_wav(path: Path, wave: np.ndarray) -> None:
+    """Writes sound (L,) at 16 kHz as WAV of 16 bits."""
+    with wav_file.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes(np.rint(np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes())
+
+
+def film_side(size: int) -> int:
+    """The side in pixels of a film of frames of `size`, where none is asked for: it is no smaller
+    than can be watched."""
+    return max(size, 256)
+
+
 def _write_sound(folder: Path, wave: np.ndarray, source: Path | None) -> Path:
     """The sound of a film, as MP4: that of the file `source`, else the wave."""
     target = folder / "sound.m4a"
@@ -382,9 +395,7 @@ def _write_sound(folder: Path, wave: np.ndarray, source: Path | None) -> Path:
                 return target
         warn(f"{source}: its sound cannot go into a video as it is; what the model hears does")
     plain = folder / "sound.wav"
-    with wav_file.open(str(plain), "wb") as file:
-        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        file.writeframes(np.rint(np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes())
+    write_wav(plain, wave)
     status, _, report = _run_ffmpeg(plain, ["-c:a", "aac", "-b:a", "64k", *common])
     if status:
         raise OSError(f"ffmpeg failed: {_last_words(report, status)}")

@@ -4,6 +4,7 @@ Drawn and spoken in the toy world by a person, a voice and sentences that no mod
 a sentence, a laugh and more sentences, 8 seconds in all.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tools.cli import Parser, make_folder, replacing, run
+from tools.cli import InputError, Parser, make_folder, replacing, run
 from tools.media import SAMPLE_RATE
 from toy import faces, voices, world
-from toy.vocalisations import vocalise
+from toy.vocalisations import KINDS, vocalise
 
 PERSON, VOICE, SECONDS = 16, 6, 8.0
 
@@ -36,6 +37,30 @@ def sound() -> np.ndarray:
     return np.pad(wave, (0, round(SECONDS * SAMPLE_RATE) - len(wave)))
 
 
+def person(rng: np.random.Generator) -> np.ndarray:
+    """A face at rest, (256, 256, 3) uint8."""
+    picture = faces.draw(
+        torch.from_numpy(faces.random_identity(rng)), torch.as_tensor(faces.REST)[None], 256)
+    return world.to_bytes(picture)[0]
+
+
+def say(text: str, rng: np.random.Generator) -> np.ndarray:
+    """A text in some voice, (L,) float32; of "[laugh]", "[sigh]" and their like it makes the sound.
+    Raises InputError for a sound that is not known, and where there is nothing to say."""
+    voice, parts = voices.random_voice(rng, "test"), []
+    for i, part in enumerate(re.split(r"\[(.*?)\]", text)):     # every second one was in brackets
+        if i % 2 and part not in KINDS:
+            raise InputError(f"[{part}] is no sound here; known: {', '.join(KINDS)}")
+        if i % 2:
+            parts.append(vocalise(part, rng, voice.pitch_hz)[0])
+        elif part.strip():
+            parts.append(voices.speak(part, voice).wave)
+    if not parts:
+        raise InputError("there is nothing to say yet; type some words")
+    quiet = np.zeros(round(0.15 * SAMPLE_RATE), np.float32)
+    return np.concatenate([quiet, *(half for part in parts for half in (part, quiet))])
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("assets"))
@@ -43,10 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     make_folder(folder)
 
     rng = np.random.default_rng((PERSON, world.SPLITS.index("test")))
-    picture = faces.draw(
-        torch.from_numpy(faces.random_identity(rng)), torch.as_tensor(faces.REST)[None], 256)
     with replacing(folder / "face.png") as temporary:
-        Image.fromarray(world.to_bytes(picture)[0]).save(temporary)
+        Image.fromarray(person(rng)).save(temporary)
     samples = (np.clip(sound(), -1, 1) * 32767).astype("<i2").tobytes()
     with replacing(folder / "speech.flac") as temporary:
         command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "s16le",

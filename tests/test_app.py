@@ -1,0 +1,188 @@
+"""The page in a real browser: Chromium of the system, driven by playwright, against the shipped
+weights at one step. What is shown to copy makes the same film, byte for byte."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sample
+from tools import cli, media
+from tools.recipe import Order, differences
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None)
+ORDER = Order("me & you.png", "1,2,30", "it's.wav", "0:neutral 2.5:-0.8,-0.3", "weights/tiny", 4,
+              1.5, -2.0, 0.0, 7)
+
+TORN_PICTURE = ("torn.png: empty, cut off, damaged or not a picture; give a PNG or JPEG that can be "
+                "opened")
+TORN_SOUND = ("torn.wav: empty, damaged or not a sound or video file; give a file with sound, such "
+              "as WAV or MP4")
+
+
+def words(command: str) -> list[str]:
+    """The arguments that a shell gives to sample.py."""
+    assert command.startswith("python sample.py ")
+    said = subprocess.run(["sh", "-c", command.replace("python sample.py", r"printf '%s\0'", 1)],
+                          check=True, capture_output=True, text=True).stdout
+    return said.split("\0")[:-1]
+
+
+def test_the_command_asks_for_what_was_ordered():
+    asked = vars(sample.arguments(words(ORDER.command())))
+    paths = {name: Path(asdict(ORDER)[name]) for name in ("image", "audio", "weights")}
+    assert asked == asked | asdict(ORDER) | paths | {"crop": (1, 2, 30)}
+
+
+def test_a_copy_of_the_shipped_face_goes_by_its_place(tmp_path):
+    copy = shutil.copy(cli.IMAGE, tmp_path / "x.png")
+    order = replace(ORDER, image=str(copy))
+    assert order.shown()["image"] == "assets/face.png"
+    assert differences(ORDER, order).splitlines()[2:] == ["| image | me & you.png | assets/face.png |"]
+
+
+@pytest.fixture(scope="module")
+def app():
+    pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
+    import app
+    return app
+
+
+def test_what_cannot_be_used_is_told(app, tmp_path):
+    media.write_wav(tmp_path / "long.wav", np.zeros(16000 * (app.LONGEST + 1), np.float32))
+    with pytest.raises(cli.InputError, match="long.wav: 61 s of sound; .* at most 60 s"):
+        app.heard(tmp_path / "long.wav")
+    assert app.timeline([["0", "sad"], ["", ""], ["2.5", "0.1, -0.2"]]) == "0:sad 2.5:0.1,-0.2"
+    assert app.box(cli.IMAGE, 100, (10, 250)) == "0,156,100"
+
+
+@pytest.fixture(scope="module")
+def address(app):
+    """The page, served by this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    with cli.scratch() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder))
+        demo, address = app.opened(folder, str(cli.WEIGHTS))
+        yield address
+        demo.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    driver = pytest.importorskip("playwright.sync_api", reason="the driver of the browser is missing")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed here: apt-get install chromium")
+    with driver.sync_playwright() as playwright:
+        # Root has no sandbox of its own; only the page of this test is opened.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """The hosts that the browser asked for anything."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def page(browser, address, asked):
+    page = browser.new_page()
+    page.set_default_timeout(100_000)
+    page.on("request", lambda request: asked.add(re.match(r"\w+:(//[^:/]*)?", request.url)[0]))
+    page.goto(address)
+    page.get_by_label("number input for steps").fill("1")
+    page.locator("canvas, svg.marks").first.wait_for()      # the curve
+    return page
+
+
+def upload(page, kind, path):
+    page.locator(f"input[type=file][accept*={kind}]").first.set_input_files(path)
+
+
+def make(page):
+    page.get_by_role("button", name="Make the film").click()
+    page.locator("progress").wait_for()         # what was "done" before is gone
+    page.get_by_text("done", exact=True).wait_for()
+
+
+def test_makes_a_film_that_plays_and_can_be_made_again(page, tmp_path, monkeypatch):
+    media.write_wav(tmp_path / "two.wav", np.sin(np.arange(32000) ** 1.2 / 99).astype(np.float32) / 4)
+    page.get_by_label("Clear").last.click()
+    upload(page, "audio", tmp_path / "two.wav")
+    page.get_by_text("0:02").wait_for()
+    make(page)
+    video = page.locator("video").first
+    video.wait_for()
+    page.wait_for_function("v => v.readyState > 2", arg=video.element_handle())
+    assert video.evaluate("v => [v.duration, v.videoWidth, v.videoHeight]") == [2, 256, 256]
+    video.evaluate("v => v.play()")
+    page.wait_for_function("v => v.currentTime > 0.2", arg=video.element_handle())
+
+    film = page.request.get(video.evaluate("v => v.currentSrc")).body()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "assets").symlink_to(cli.HERE / "assets")
+    exec(page.locator(".cm-content").last.inner_text(), {})  # noqa: S102 (they are to be run)
+    assert (tmp_path / "film.mp4").read_bytes() == film
+
+
+def test_another_emotion_makes_another_film(page):
+    cell = page.get_by_test_id("cell-0-1")
+    cell.dblclick()
+    page.keyboard.press("ControlOrMeta+A")
+    page.keyboard.type("sad")
+    page.keyboard.press("Enter")
+    page.get_by_label("seed").fill("5")
+    make(page)
+    rows = page.locator(".prose table").inner_text().split()
+    rest = ["1.5:neutral", "3:happy", "5:happy", "7:sad"]
+    assert rows[rows.index("emotion"):] == [
+        "emotion", "0:neutral", *rest, "0:sad", *rest, "seed", "0", "5"]
+    first, second = (v.evaluate("v => v.currentSrc") for v in page.locator("video").all()[-2:])
+    assert page.request.get(first).body() != page.request.get(second).body()
+
+
+def test_cancelled_work_ends(page, app):
+    page.get_by_label("number input for steps").fill("50")
+    page.get_by_role("button", name="Make the film").click()
+    page.locator("label", has_text="keyframes").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("cancelled", exact=True).wait_for()
+    assert app.WORKER.submit(lambda: "idle").result(timeout=20) == "idle"
+
+
+@pytest.mark.parametrize("kind, clear, name, line", [
+    ("image", "Remove Image", "torn.png", TORN_PICTURE),
+    ("audio", "Clear", "torn.wav", TORN_SOUND),
+])
+def test_a_broken_file_is_answered_as_the_command_does(page, tmp_path, kind, clear, name, line):
+    (tmp_path / name).write_bytes(b"nothing of use" * 9)
+    page.get_by_label(clear).last.click()
+    upload(page, kind, tmp_path / name)
+    page.get_by_test_id("toast-body").get_by_text(line, exact=True).wait_for()
+
+
+def test_works_without_a_microphone(page):
+    page.get_by_label("Record audio").click()
+    page.get_by_text("No microphone found").wait_for(state="attached")
+    page.get_by_role("button", name="shipped speech").click()
+    page.get_by_text("0:08").wait_for()
+
+
+def test_nothing_comes_from_elsewhere(page, asked):
+    assert asked <= {"http://127.0.0.1", "blob:", "data:"}
+
+
+def test_work_ends_with_the_browser(page, app):
+    page.get_by_role("button", name="shipped face").click()
+    page.get_by_role("button", name="Make the film").click()
+    page.locator("label", has_text="keyframes").wait_for()
+    page.close()
+    assert app.WORKER.submit(lambda: "idle").result(timeout=20) == "idle"
