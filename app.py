@@ -26,7 +26,7 @@ from keyface import Config, Film, KeyFace
 from tools import cli, figures, media, released
 from tools.checkpoint import load_config
 from tools.cli import AUDIO, EMOTION, IMAGE, SETTINGS, WEIGHTS, InputError
-from tools.recipe import SAMPLER, Order, box, curve_table, differences, named, timeline
+from tools.order import SAMPLER, Order, box, curve_table, differences, named, timeline
 from toy import example
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"    # which gradio reads while it is imported

@@ -12,7 +12,7 @@ import pytest
 
 import sample
 from tools import cli, media
-from tools.recipe import Order, differences
+from tools.order import Order, differences
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)
