@@ -80,9 +80,9 @@ def allowed(module: str, other: str) -> bool:
         return False
     if there == "tools":
         return True
-    if here == "root":  # those that come on top of the method may show the drawn world, too
+    if here == "root":  # the page may show the drawn world, too
         downwards = there == "root" and ROW[module] < ROW[other]
-        return downwards or there == "toy" and module in APART
+        return downwards or (module == "app" and there == "toy")
     if here == "tools":  # some of them work with the networks, and one knows the drawn world
         return (module in MODELLED and there == "root" and other not in ("training", "data")
                 or (module, other) == ("tools.prepare", "toy.world"))
