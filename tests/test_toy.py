@@ -13,7 +13,6 @@ from tools.checkpoint import load_state
 from tools.media import FPS, FRAME_SAMPLES, write_video
 from tools.processes import Processes
 from toy import example, faces, recipe, train_encoders, train_vae, voices, world
-from toy.refit import fit
 from toy.vocalisations import KINDS
 from toy.world import EVENTS, STATE, make_clip, portrait
 
@@ -130,30 +129,6 @@ def test_a_portrait_is_the_same_person_in_another_emotion():
         64,
     )[0]
     assert 0 < (one - two).abs().mean() < (one - stranger).abs().mean()
-
-
-def test_refit_gives_the_network_what_it_was_used_to():
-    """Other features that say the same, in another basis, are found out; noise is not."""
-    g = torch.Generator().manual_seed(0)
-    old, turn = torch.randn(500, 12, generator=g), torch.randn(12, 16, generator=g)
-    weight, bias = torch.randn(5, 12, generator=g), torch.randn(5, generator=g)
-    new = old @ turn + 3
-    fitted = fit(old, new, weight, bias)
-    want = old @ weight.T + bias
-    assert torch.allclose(new @ fitted[0].T + fitted[1], want, atol=1e-4) and fitted[2] > 0.9999
-    assert fit(old, torch.randn(500, 16, generator=g), weight, bias)[2] < 0.1
-
-
-def test_refit_gives_numbers_that_float16_holds():
-    """Behind a layer norm the last feature follows from the others."""
-    g = torch.Generator().manual_seed(0)
-    new = torch.nn.functional.layer_norm(torch.randn(500, 16, generator=g), (16,))
-    old = new + 0.1 * torch.randn(500, 16, generator=g)
-    weight, bias = torch.randn(8, 16, generator=g), torch.randn(8, generator=g)
-    fitted, shift, r2 = fit(old, new, weight, bias)
-    exact, rounded = (new @ w.T + b for w, b in ((fitted, shift),
-                                                 (fitted.half().float(), shift.half().float())))
-    assert r2 > 0.95 and (rounded - exact).norm() < 1e-3 * exact.norm()
 
 
 def test_a_training_of_the_autoencoder_that_was_stopped_ends_as_one_that_was_not(tmp_path,
