@@ -258,14 +258,15 @@ axes = canvas.axes(7.2, 0.25, 1.55, 1.6, ylim=(h - 0.5, -0.5), xlabel="loss", yl
                    yticks=range(0, h, 4))
 axes.barh(range(h), weighted, color=ORANGE, label="weighted")
 axes.barh(range(h), by_row, color=BLUE, label="plain")
-axes.legend(loc="lower right", fontsize=6)
+axes.legend(loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=2, fontsize=6)
 page.stop(6, "training.webp", canvas)
 
 # %% 7. Sampling keyframes
 steps = len(sigmas)
 xs = torch.cat([given[0][:1] for given, _ in key_calls[:steps]])  # (steps, T, C, h, w)
 parts = torch.stack([out for _, out in key_calls[:steps]])  # (steps, 3, T, C, h, w)
-Ds = torch.cat([diffusion.guide_keyframes(p, film.id_guidance, film.audio_guidance) for p in parts])
+weights = diffusion.keyframe_weights(film.id_guidance, film.audio_guidance)
+Ds = torch.cat([diffusion.guide_keyframes(p, weights) for p in parts])
 away = (Ds - Ds[-1]).square().mean((1, 2, 3, 4)).sqrt()  # (steps,)
 settled = next(i for i in range(steps) if away[i] < away[0] / 2)
 
