@@ -1,4 +1,10 @@
-"""What the tests of data and of training share: small frozen networks, films, and a cache of them."""
+"""What several files of tests share: a small model, its frozen networks, films, and a cache of them."""
+
+import os
+
+# Tests run two at a time, and some start processes of their own: each computes on one core. It is
+# set before torch, which reads it once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import csv
 from dataclasses import replace
@@ -16,20 +22,24 @@ from tools.media import write_video
 from unet import UNetConfig
 
 
+def small() -> Config:
+    """The tiny model with smaller networks, for pictures of 32 x 32."""
+    tiny = Config.tiny()
+    unet = {"model_channels": 16, "channel_mult": (1, 2), "attention_resolutions": (2,),
+            "num_groups": 4, "num_head_channels": 16, "context_dim": 24}
+    common = {"latent_shape": (4, 8, 8)}
+    return replace(
+        tiny, size=32, vae=replace(tiny.vae, ch=4, num_groups=2),
+        keyframe=replace(tiny.keyframe, unet=UNetConfig.tiny(**unet), **common),
+        interp=replace(tiny.interp, **common,
+                       unet=UNetConfig.tiny(in_channels=9, emotion_dim=0, **unet))).check()
+
+
 @pytest.fixture(scope="session")
 def frozen(tmp_path_factory) -> Path:
-    """A folder with the frozen parts and config.json only, and a smaller network in it."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("frozen")
-    tiny = Config.tiny()
-    small = {"model_channels": 16, "channel_mult": (1, 2), "attention_resolutions": (2,),
-             "num_groups": 4, "num_head_channels": 16, "context_dim": 24}
-    common = {"latent_shape": (4, 8, 8)}
-    config = replace(
-        tiny, size=32, vae=replace(tiny.vae, ch=4, num_groups=2),
-        keyframe=replace(tiny.keyframe, frames=4, unet=UNetConfig.tiny(**small), **common),
-        interp=replace(tiny.interp, **common,
-                       unet=UNetConfig.tiny(in_channels=9, emotion_dim=0, **small))).check()
+    """A folder with the frozen parts and config.json only, whose keyframe windows are short."""
+    folder, config = tmp_path_factory.mktemp("frozen"), small()
+    config.keyframe.frames = 4
     torch.manual_seed(0)
     model = KeyFace(config)
     out = model.vae.encoder.conv_out  # its second half is the log-variance: a little noise only

@@ -3,17 +3,16 @@ what the other scripts count, at small sizes."""
 
 import re
 import wave as wav_file
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from conftest import small
 
 import bench.sample
 from bench import gpu_memory, unet
 from bench.borders import means
 from bench.hour import in_step
 from bench.real_speech import loudness, main, p_value, pooled, turned
-from stage import Config
 from tools import cli
 from tools.describe import Training, taken
 from tools.media import FRAME_SAMPLES, SAMPLE_RATE
@@ -103,20 +102,21 @@ def test_a_jump_into_a_border_stands_out():
 
 def test_memory_is_predicted_as_a_cpu_counts_it(monkeypatch):
     monkeypatch.setattr(gpu_memory, "FILM", 14 * 640)       # two keyframes and what is between
-    work = gpu_memory.sample
-    guess = gpu_memory.predicted(gpu_memory.small(), False, True, work, "cpu")[1]
-    counted = gpu_memory.allocated(gpu_memory.small(), True, work)
+    work, config = gpu_memory.sample, gpu_memory.small()    # in fewer layers, as each takes its time
+    config.size, config.interp_audio = 64, None
+    for stage in (config.keyframe, config.interp):
+        stage.latent_shape, stage.unet.attention_resolutions = (4, 8, 8), (2,)
+    guess = gpu_memory.predicted(config, False, True, work, "cpu")[1]
+    counted = gpu_memory.allocated(config, True, work)
     assert guess == pytest.approx(counted, rel=0.1)
 
 
 def test_a_training_takes_what_is_described():
     """Counted without contents, and by the CPU's allocator in a real step: of a network whose layers
     are computed twice, so that little is kept of them."""
-    tiny = Config.tiny()
-    unet = replace(tiny.keyframe.unet, model_channels=16, num_groups=4, num_head_channels=16,
-                   channel_mult=(1, 2), attention_resolutions=(2,))
-    spared = replace(tiny, vae=replace(tiny.vae, ch=8), keyframe=replace(
-        tiny.keyframe, unet=unet, checkpoint_activations=True))
+    spared = small()
+    spared.keyframe.checkpoint_activations = True
+    spared.keyframe.unet.channel_mult, spared.keyframe.unet.attention_resolutions = (1,), (1,)
     found = taken(spared, "keyframe", 2)
 
     def two_steps() -> None:
@@ -131,7 +131,7 @@ def test_a_training_takes_what_is_described():
 
 
 def test_networks_are_evaluated_as_often_as_the_method_needs(capsys):
-    bench.sample.main(["--seconds=0.6", "--device=cpu"])
+    bench.sample.main(["--seconds=0.5", "--device=cpu"])
     figures = dict(pair.split("=") for pair in capsys.readouterr().out.split() if "=" in pair)
     assert figures["evaluations_per_second"] == figures["needed_per_second"] != "0"
 

@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 import torch
+from conftest import small
 from fixture import FOLDER
 
 from diffusion import AYS, merge, sample, schedule, share_ends
@@ -305,9 +307,10 @@ class Numbered:
     def denoise(self, x, sigma, known):
         return known.context[..., None, None].expand_as(x)
 
-    def film(self, config: Config, **options):
-        """The generator of `frames` frames made by it, and the list of reports that it fills."""
-        model, reports = KeyFace(config), []
+    def film(self, model: KeyFace, **options):
+        """The generator of `frames` frames made by it, in place of the parts of `model`, and the
+        list of reports that it fills."""
+        reports = []
         model.keyframe = model.interp = model.interp_bad = model.vae = self
         model.audio = model.interp_audio = self
         frames = model.animate(
@@ -323,9 +326,10 @@ def test_every_frame_is_made_for_its_own_sound(dummy_first, average_shared):
     """For every kind of ending: within a segment, on a keyframe, on either side of a window."""
     config = Config.tiny()
     config.dummy_first, config.average_shared = dummy_first, average_shared
+    model = KeyFace(config)
     for n in (1, 2, 13, 14, 15, 27, 28, 169, 170, 171, 182, 183, 184, 196, 339, 366, 1000):
         double = Numbered(n)
-        frames, reports = double.film(config, steps=2)
+        frames, reports = double.film(model, steps=2)
         assert len(list(frames)) == n
         assert np.abs(np.array(double.drawn) - np.arange(n)).max() < 0.01, n
         assert double.largest_error < 0.01, n
@@ -338,8 +342,8 @@ def test_every_frame_is_made_for_its_own_sound(dummy_first, average_shared):
 def test_an_hour_starts_at_once_and_stays_in_step():
     """Its frames come as groups are done, the first after two windows and one group; those of its
     last minute are made for their own sound and emotion."""
-    double = Numbered(3600 * 25)
-    frames, reports = double.film(TINY, steps=1)
+    double, model = Numbered(3600 * 25), KeyFace(TINY)
+    frames, reports = double.film(model, steps=1)
     next(frames)
     started = [("keyframes", 1, 495), ("keyframes", 2, 495), ("frames", 14, 6923)]
     assert reports == started
@@ -349,19 +353,28 @@ def test_an_hour_starts_at_once_and_stays_in_step():
     assert np.rint(double.drawn[:183]).tolist() == list(range(183))
 
     double.drawn.clear()
-    frames, reports = double.film(TINY, steps=1, start=3540 * 25)
+    frames, reports = double.film(model, steps=1, start=3540 * 25)
     assert sum(1 for _ in frames) == 60 * 25 and reports[-1] == ("frames", 6923, 6923)
     assert np.rint(double.drawn[-60 * 25:]).tolist() == list(range(3540 * 25, 3600 * 25))
     assert double.largest_error < 0.1
 
 
-@pytest.fixture(scope="module")
-def random_model():
+def random_model(config: Config) -> KeyFace:
     torch.manual_seed(0)
-    model = KeyFace(Config.tiny())
+    model = KeyFace(config)
     for part in model.parts().values():
         shaken(part.eval())
     return model
+
+
+@pytest.fixture(scope="module")
+def brief():
+    """A model whose groups are of 12 frames, and whose chunks of sound begin every 16 frames."""
+    config = small()
+    config.keyframe.frames = config.interp.frames = 4
+    config.keyframe.spacing = 3
+    config.audio = replace(config.audio, chunk_frames=24, overlap_frames=8)
+    return random_model(config)
 
 
 def sound(seconds: float, seed: int = 0) -> np.ndarray:
@@ -369,41 +382,39 @@ def sound(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.1 * rng.standard_normal(round(16000 * seconds))).astype(np.float32)
 
 
-@pytest.mark.parametrize("seconds, count", [(0.04, 1), (0.041, 2), (1.0, 25)])
-def test_length_seed_and_repeatability(random_model, seconds, count):
-    def film(seed):
-        return np.stack(list(random_model.animate(IMAGE, sound(seconds), steps=1, seed=seed)))
+def test_length_seed_and_repeatability():
+    model = random_model(small())
 
-    first = film(0)
-    assert first.shape == (count, 64, 64, 3) and first.dtype == np.uint8
-    assert np.array_equal(first, film(0))
-    assert not np.array_equal(first, film(1))
-    assert count == 1 or (first[1:] != first[:-1]).any((1, 2, 3)).all()
+    def film(seconds, seed):
+        return np.stack(list(model.animate(IMAGE, sound(seconds), steps=1, seed=seed)))
+
+    for seconds, count in ((0.04, 1), (0.041, 2), (1.0, 25)):
+        first = film(seconds, 0)
+        assert first.shape == (count, 32, 32, 3) and first.dtype == np.uint8
+        assert np.array_equal(first, film(seconds, 0))
+        assert not np.array_equal(first, film(seconds, 1))
+        assert count == 1 or (first[1:] != first[:-1]).any((1, 2, 3)).all()
 
 
-def test_a_longer_sound_begins_with_the_same_film(random_model):
-    """What comes 25 s later changes nothing: here sound, emotion and length differ after 35 s."""
-    shared = sound(35)
-    films = [list(islice(random_model.animate(
-        IMAGE, np.concatenate([shared, sound(seconds, seed)]), f"0:happy 35:happy 36:{emotion}",
-        steps=1), 251)) for seconds, seed, emotion in ((5, 1, "sad"), (25, 2, "excited"))]
+def test_a_longer_sound_begins_with_the_same_film(brief):
+    """What comes after the next window and its last chunk of sound changes nothing: three
+    groups of 12 frames hear window 3, which ends at frame 45, and chunks that end 24 frames later,
+    before 3 s."""
+    shared = sound(3)
+    films = [list(islice(brief.animate(
+        IMAGE, np.concatenate([shared, sound(seconds, seed)]), f"0:happy 3:happy 4:{emotion}",
+        steps=1), 36)) for seconds, seed, emotion in ((1, 1, "sad"), (3, 2, "excited"))]
     assert np.array_equal(*films)
 
 
-def test_a_film_started_late_is_the_rest_of_it():
-    """On both sides of a border of groups, here of 12 frames, and within a group."""
-    config = Config.tiny()
-    config.keyframe.frames = config.interp.frames = 4
-    config.keyframe.spacing = 3
-    torch.manual_seed(0)
-    model, wave = KeyFace(config), sound(1.6)
-    for part in model.parts().values():
-        shaken(part.eval())
-    whole = list(model.animate(IMAGE, wave, "0:sad 1:happy", steps=1))
+def test_a_film_started_late_is_the_rest_of_it(brief):
+    """On both sides of a border of groups, and within a group."""
+    wave = sound(1.6)
+    whole = list(brief.animate(IMAGE, wave, "0:sad 1:happy", steps=1))
     assert len(whole) == 40
     for start in (12, 13, 20):
-        rest = list(model.animate(IMAGE, wave, "0:sad 1:happy", steps=1, start=start))
+        rest = list(brief.animate(IMAGE, wave, "0:sad 1:happy", steps=1, start=start))
         assert np.array_equal(rest, whole[start:]), start
     for start in (-1, 40):
         with pytest.raises(InputError):
-            next(model.animate(IMAGE, wave, start=start))
+            next(brief.animate(IMAGE, wave, start=start))

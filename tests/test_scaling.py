@@ -18,10 +18,10 @@ from test_released import (  # noqa: F401
     bare,
     errors,
     hub,
-    original,
-    published,
+    made,
+    publish,
+    small,
 )
-from test_released import small as little
 from test_training import train  # noqa: F401
 
 import train_interp
@@ -122,18 +122,33 @@ def test_a_config_file_decides_the_networks_alone(frozen, tmp_path, train):  # n
 # ---- frozen parts by name -----------------------------------------------------------------------
 
 
+def little() -> Config:
+    """Small, with the levels and blocks of SVD's network, so that its names are there."""
+    return small(channel_mult=(1, 2, 2, 2), num_res_blocks=2, attention_resolutions=(4, 2, 1))
+
+
+@pytest.fixture(scope="module")
+def original():
+    return made(little())
+
+
+@pytest.fixture(scope="module")
+def published(original, tmp_path_factory):
+    return publish(original, tmp_path_factory.mktemp("published"))
+
+
 def sources(folder: Path) -> dict[str, str]:
     files = {"wavlm": "checkpoints/WavLM-Base+.pt", "beats": released.BEATS_FILE,
              "wav2vec2": "wav2vec2-base-960h"}
     return {part: str(folder / file) for part, file in files.items()}
 
 
-def test_the_image_autoencoder_of_diffusers(published, original, tmp_path):  # noqa: F811
+def test_the_image_autoencoder_of_diffusers(published, original, tmp_path):
     """Compared with diffusers' own encoder and decoder; older files name attention otherwise."""
     AutoencoderKL = pytest.importorskip("diffusers").AutoencoderKL
     torch.manual_seed(0)
     theirs = AutoencoderKL(
-        block_out_channels=(4, 8, 8, 8), layers_per_block=2, norm_num_groups=2, latent_channels=4,
+        block_out_channels=(4, 8, 8, 8), layers_per_block=1, norm_num_groups=2, latent_channels=4,
         down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4)
     shaken(theirs.eval())
     theirs.save_pretrained(tmp_path / "vae")
@@ -205,7 +220,7 @@ def test_a_stage_of_full_size_begins_as_svd(name):
 
 
 @pytest.fixture(scope="module")
-def svd(original, published):  # noqa: F811
+def svd(original, published):
     """SVD's network beside the published files, as `diffusers` has it; the dictionary in our names.
     The label embedding has other inputs."""
     given = {k: v for k, v in original.keyframe.state_dict().items() if k.startswith("unet.")}
@@ -217,14 +232,14 @@ def svd(original, published):  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def begun(svd, published, tmp_path_factory):  # noqa: F811
+def begun(svd, published, tmp_path_factory):
     """What `--init svd` makes."""
     out = tmp_path_factory.mktemp("begun")
     pretrained.make(out, little(), sources(published) | {"vae": str(published)}, str(published))
     return out
 
 
-def test_svd_in_its_own_names_is_the_same(svd, begun, published, original, tmp_path):  # noqa: F811
+def test_svd_in_its_own_names_is_the_same(svd, begun, published, original, tmp_path):
     whole = {f"model.diffusion_model.{k[5:]}": v for k, v in svd.items()}
     whole |= {f"first_stage_model.{k}": v for k, v in original.vae.state_dict().items()}
     whole |= {"conditioner.embedders.0.open_clip.model.logit_scale": torch.ones(1),

@@ -48,10 +48,10 @@ def test_folder_is_whole_and_small(model):
 def test_the_face_is_kept_and_the_mouth_follows_the_sound(model):
     """Frames stay near the identity picture; the mouth moves with a voice, not without."""
     identity = read_image(ROOT / "assets" / "face.png", model.size)
-    wave = read_audio(ROOT / "assets" / "speech.flac")[:32000]
-    spoken = np.stack(list(model.animate(identity, wave, seed=0))).astype(np.float32)
-    silent = np.stack(list(model.animate(identity, np.zeros_like(wave), seed=0))).astype(np.float32)
-    assert spoken.shape == (50, model.size, model.size, 3)
+    wave = read_audio(ROOT / "assets" / "speech.flac")[:17280]
+    spoken, silent = (np.stack(list(model.animate(identity, sound, steps=5))).astype(np.float32)
+                      for sound in (wave, np.zeros_like(wave)))
+    assert spoken.shape == (27, model.size, model.size, 3)
     assert np.abs(spoken - identity).mean() < 20  # of 255; 60 other people are 45 to 113 from it
     rows, columns = slice(36, 58), slice(18, 46)  # of 64: the mouth
     motion, stillness = (np.abs(np.diff(film[:, rows, columns], axis=0)).mean()
@@ -61,25 +61,26 @@ def test_the_face_is_kept_and_the_mouth_follows_the_sound(model):
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no GPU"))])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_half_precision_is_near(model, dtype, device):
+def test_half_precision_is_near(model, device):
     """Both networks in it against float32, from the lowest to the highest noise."""
     face = torch.from_numpy(read_image(ROOT / "assets" / "face.png", model.size))
     face = model.vae.to_latents(face.permute(2, 0, 1)[None] / 127.5 - 1)  # (1, 4, 16, 16)
     sound = model.audio(torch.from_numpy(read_audio(ROOT / "assets" / "speech.flac")[:35840]))
     sigma = torch.tensor([0.1, 1.0, 10.0, 80.0])
-    noise = torch.randn(4, 14, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(4, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     x = face[:, None] + sigma.view(-1, 1, 1, 1, 1) * noise
-    tokens = sound[None, ::4].expand(4, -1, -1, -1).to(device)  # (4, 14, 2, 128)
-    for stage, known, emotion in ((model.keyframe, face, torch.ones(4, 14, 2, device=device)),
+    tokens = sound[None, ::14].expand(4, -1, -1, -1).to(device)  # (4, 4, 2, 128)
+    for stage, known, emotion in ((model.keyframe, face, torch.ones(4, 4, 2, device=device)),
                                (model.interp, torch.stack([face, -face], 1), None)):
         known = known.expand(4, *known.shape[1:]).to(device)
-        exact, near = (s.denoise(x.to(device), sigma.to(device),
-                                 s.conditions(known, tokens, emotion))
-                       for s in (copy.deepcopy(stage).to(device, t) for t in (None, dtype)))
-        error = (near - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
-        assert 0 < error.min() and error.max() < 1e-2
+        exact, *halves = (s.denoise(x.to(device), sigma.to(device),
+                                    s.conditions(known, tokens, emotion))
+                          for s in (copy.deepcopy(stage).to(device, t)
+                                    for t in (None, torch.bfloat16, torch.float16)))
+        for near in halves:
+            error = (near - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+            assert 0 < error.min() and error.max() < 1e-2
 
 
 def test_low_memory_makes_the_same_film(model, monkeypatch):
@@ -105,7 +106,7 @@ def test_low_memory_makes_the_same_film(model, monkeypatch):
                watch(low.vae.decoder, {"vae"}, 1), watch(low.audio.speech, hearing, 1),
                watch(low.audio.events, hearing, 1)}
     identity = read_image(ROOT / "assets" / "face.png", model.size)
-    wave = read_audio(ROOT / "assets" / "speech.flac")[:40000]
+    wave = read_audio(ROOT / "assets" / "speech.flac")[:17280]
     monkeypatch.setattr(torch.nn.Module, "to", moved)
     films = []
     for each in (model, low):
@@ -116,7 +117,7 @@ def test_low_memory_makes_the_same_film(model, monkeypatch):
             return images[-1]
 
         monkeypatch.setattr(each.vae, "decode", kept)
-        assert len(list(each.animate(identity, wave, "happy", steps=2))) == 63
+        assert len(list(each.animate(identity, wave, "happy", steps=2))) == 27
         films.append(torch.cat(images))
     assert set(worked) == watched
     assert (films[0] - films[1]).norm() < 1e-4 * films[0].norm()
@@ -148,7 +149,7 @@ def drawn(seed: int, size: int) -> np.ndarray:
 
 
 def test_no_held_out_drawing_is_strange(model):
-    for seed in range(50):
+    for seed in range(25):
         picture = drawn(seed, (64, 100, 128, 256, 333)[seed % 5])
         jpeg = io.BytesIO()
         Image.fromarray(picture).save(jpeg, "JPEG", quality=85)
