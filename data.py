@@ -173,6 +173,8 @@ class Clips:
     def _window(self, clip: Clip, rng: np.random.Generator, whole: bool) -> tuple:
         """What a window is made of: mean, log-variance and noise of the identity frame and of its T
         frames, (1 + T, C, h, w) each; audio tokens, emotion; where the frames stand."""
+        # A window of keyframes is every 13th frame from a random one on, one of interpolation 14 in a
+        # row. The spatial phase of a training takes single frames.
         if whole:
             first = int(rng.choice(clip.firsts))
             times = [first + i * self.stage.spacing for i in range(self.stage.frames)]
@@ -185,6 +187,8 @@ class Clips:
                   or [i for i, t in enumerate(clip.times) if not times[0] <= t <= times[-1]]
                   or [i for i, t in enumerate(clip.times) if t not in times])
         identity, rows = int(rng.choice(others)), [clip.times.index(t) for t in times]
+        # Of the shard only these rows are read from the disk. The tokens and the emotion stand there
+        # for each frame of the clip, the latents for those frames that were kept.
         with reading(clip.shard) as shard:
             def read(name: str, places: list[int]) -> Tensor:
                 part = shard.get_slice(name)

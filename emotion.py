@@ -13,7 +13,9 @@ import numpy as np
 from tools.cli import InputError
 from tools.media import FPS
 
-# Emotions by name: valence, arousal.
+# Emotions by name: valence, how pleasant it feels, and arousal, how much it stirs. Psychologists
+# place emotions on this plane, where a path from one to another passes through sensible ones: so
+# the models know no names, but two numbers a frame that may change along a video.
 EMOTIONS = {
     "neutral": (0.0, 0.0),
     "happy": (0.85, 0.75),

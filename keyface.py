@@ -242,6 +242,9 @@ class KeyFace:
             raise InputError("id_guidance, audio_guidance and autoguidance must be finite numbers")
         image, audio = read_image(image, c.size), read_audio(audio)
 
+        # The plan follows from the length of the sound alone, and so does the emotion's curve. The
+        # identity frame is encoded once. Every window is told the same latents of it, and none is
+        # told what another window has made: this is why a face does not drift, however long.
         plan = Plan(frame_count(len(audio)), c.keyframe.spacing, c.keyframe.frames, c.dummy_first)
         if not 0 <= start < plan.total:
             raise InputError(f"start: {start} is no frame of a film of {plan.total}")
@@ -271,11 +274,13 @@ class KeyFace:
                 self.bring("vae")
                 images = ((self.vae.to_images(part) + 1) * 127.5).round().byte()
                 yield from images.permute(0, 2, 3, 1).cpu().numpy()[max(start - begin, 0):]
-            current = following
+            current = following  # all else of this group is forgotten: memory stays as it is
 
     def keyframes(self, film: Film, window: int) -> Tensor:
         """Stage 1: the usable keyframes of one window, latents (14 or 13, C, h, w)."""
         c, plan = self.config, film.plan
+        # The encoders hear all of the sound from the first to the last keyframe, and a bit around.
+        # The network is then told the tokens of the keyframes alone, every 13th.
         frames = plan.window(window)
         first, last = frames[plan.dummy_first], frames[-1]
         self.bring("wavlm", "beats")
@@ -283,6 +288,8 @@ class KeyFace:
         if plan.dummy_first:
             audio_tokens = torch.cat([film.dummy, audio_tokens])  # (T, 2, D_a)
 
+        # From pure noise, level by level, to clean latents: all T keyframes of the window at once,
+        # so that they agree with each other.
         self.bring("keyframe")
         known = self.keyframe.conditions(film.identity, audio_tokens[None],
                                          film.emotion[frames][None])
@@ -306,6 +313,8 @@ class KeyFace:
         tokens = self.interp_audio.encode(film.wave, first, last + 1)
         audio_tokens = torch.stack([tokens[a - first:b - first + 1] for a, b in segments])
 
+        # What a segment is told: its two keyframes and the sound of each of its 14 frames. Both ends
+        # are made again with the rest, so that they move as their neighbours do.
         self.bring("interp", "interp_bad")
         ends = torch.stack([keys[:-1], keys[1:]], dim=1)  # (k, 2, C, h, w)
         known = self.interp.conditions(ends, audio_tokens)

@@ -132,6 +132,8 @@ def main(argv: list[str] | None = None) -> None:
     began, identity = time.perf_counter(), media.read_image(picture, model.size)
     if strange := model.unlike(identity):
         cli.warn(f"--image {args.image}: {strange}")
+    # Frames come a group at a time, are written as they come, and are not kept, but for those that
+    # the contact sheet shows.
     kept = {}                               # frames (H, W, 3) of the sheet
     with closing(Progress()) as progress:
         frames = model.animate(identity, wave, emotion, seed=args.seed, progress=progress,

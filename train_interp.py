@@ -11,8 +11,9 @@ from torch import nn
 
 import training
 from stage import Stage
-from tools import cli, describe, scaling
+from tools import begin, cli, describe, scaling
 from tools.checkpoint import load_part
+from tools.processes import Processes
 
 MINUTES = 25  # on two cores; --minutes
 BATCH = 4  # windows a step
@@ -39,14 +40,14 @@ def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = training.options(argv, __doc__, MINUTES, BATCH, LEARNING_RATE)
+    args = begin.options(argv, __doc__, MINUTES, BATCH, LEARNING_RATE)
     if args.describe:
         return describe.describe(args, scaling.chosen(args), "interp")
-    processes = training.Processes.join()
+    processes = Processes.join()
     rows = processes.rows(args.batch, args.accumulate)  # this process's share of a batch
 
     # The model: interpolation weights of --init, else keyframe weights of --init or of --out.
-    model = training.open_weights(args, processes)
+    model = begin.open_weights(args, processes)
     stage = model.interp
     folders = [folder for folder in (args.init, args.out) if folder]
     keyframes = [folder / "keyframe.safetensors" for folder in folders

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import training
-from tools import cli, describe, scaling
+from tools import begin, cli, describe, scaling
 from tools.checkpoint import load_part
+from tools.processes import Processes
 
 MINUTES = 45  # on two cores; --minutes
 SPATIAL_FRACTION = 0.15  # of the training: the spatial half alone, on single frames
@@ -20,21 +21,21 @@ DECAY = 0.998  # of the average of the weights
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = training.options(argv, __doc__, MINUTES, BATCH, LEARNING_RATE)
+    args = begin.options(argv, __doc__, MINUTES, BATCH, LEARNING_RATE)
     if args.describe:
         return describe.describe(args, scaling.chosen(args), "keyframe")
-    processes = training.Processes.join()
+    processes = Processes.join()
     rows = processes.rows(args.batch, args.accumulate)  # this process's share of a batch
 
     # The model: the autoencoder and the audio encoders are frozen, the stage is trained.
-    model = training.open_weights(args, processes)
+    model = begin.open_weights(args, processes)
     stage = model.keyframe
     given = args.init and args.init / "keyframe.safetensors"
     trained_before = bool(given and given.exists())
     if trained_before:
         load_part(given, stage)
 
-    # The data: windows of 14 keyframes, 13 frames apart.
+    # The data: windows of 14 keyframes, 13 frames apart, each with an identity frame from elsewhere.
     clips, held_out = training.open_data(args, model, stage, processes)
 
     stage.to(processes.device).train()

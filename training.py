@@ -1,12 +1,12 @@
 """What the trainings of both stages share; `train_keyframe.py` and `train_interp.py` are the loops.
 
-In reading order: the options, the weights folder and the windows to learn from, the average of the
-weights, what is measured and shown, and `Run`, which keeps the clock, reports and saves.
+In reading order: the windows to learn from, the average of the weights, what is measured and shown,
+and `Run`, which keeps the clock, reports and saves. (The options and the weights folder to train
+into are in tools/begin.py.)
 """
 
 import argparse
 import math
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,99 +19,19 @@ from torch.optim.swa_utils import AveragedModel
 from data import Clips, Windows, open_cache
 from diffusion import latent_loss, sample, schedule
 from keyface import KeyFace
-from stage import Config, Stage, guided_keyframes, guided_segments
-from tools import checkpoint, pretrained, scaling
-from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, remember_signals, replacing
+from stage import Stage, guided_keyframes, guided_segments
+from tools import checkpoint, scaling
+from tools.cli import InputError, remember_signals
 from tools.figures import load_metrics, save_grid, save_metrics, tensorboard
 from tools.processes import Processes
-from vae import VAEConfig
 
 SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 60, 600  # seconds
-CLIPS, HELD_OUT = 1200, 32  # of the drawn world to learn from; held-out windows
-TIMES_SEEN = 36  # how often each clip of the drawn world is seen, about
-STEPS_A_MINUTE = 220  # about, on two cores; only the number of clips to prepare follows from it
+HELD_OUT = 32  # windows
 WARM_UP = 100  # steps in which the learning rate rises
 UNSOUND = 10  # steps in a row that are skipped before a training gives up
 
 
-# ---- options ----------------------------------------------------------------------------------
-
-
-def options(argv: list[str] | None, description: str, minutes: float, batch: int, lr: float) -> argparse.Namespace:
-    """The options of both trainings; their defaults are the arguments."""
-    parser = Parser(description=description)
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/toy"), help="weights folder to train into")
-    add("--minutes", type=number(float, 1e-3, 1e6), default=minutes,
-        help="training time, without data preparation")
-    add("--steps", type=number(int, 1, 10**9),
-        help="train for so many steps instead; learning rate and phases then follow them")
-    add("--init", type=Path, metavar="DIR|svd|released",
-        help="weights folder to start from, or the published weights of SVD or of KeyFace")
-    add("--resume", action="store_true", help="continue the training that --out holds")
-    add("--data", type=Path, help="what data.py made, or a folder of videos, which is prepared "
-        "first; without it, the drawn world")
-    add("--clips", type=number(int, 1, 10**7), help=f"clips of the drawn world to learn from "
-        f"(default: {CLIPS}, fewer for a short training)")
-    add("--batch", type=number(int, 1, 10**5), default=batch, help="windows a step, in all")
-    add("--lr", type=number(float, 1e-9, 1), help=f"highest learning rate (default: {lr:g}; "
-        f"{scaling.LEARNING_RATE:g} to go on from SVD's network)")
-    add("--seed", type=number(int, 0, 10**9), default=0)
-    scaling.add_options(add)
-    args = parser.parse_args(argv)
-    scaling.check_options(args)
-    if args.clips is None:  # a short training does not wait for clips that it never sees
-        steps = args.steps or args.minutes * STEPS_A_MINUTE
-        args.clips = min(CLIPS, max(32, round(steps * args.batch / TIMES_SEEN)))
-    return args
-
-
-# ---- the weights folder, and the windows ------------------------------------------------------
-
-
-def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
-    """The model of `--out`, with its frozen parts read and both stages as initialised by --seed.
-
-    Rank 0 first makes --out a weights folder: config.json and the frozen parts of --init, of --out
-    itself, or of the shipped weights; of --init also the bad model, since weights that go on from
-    finished ones are never under-trained again. Raises InputError where parts are missing.
-    """
-    pretrained.published(args, processes.rank == 0)
-    if processes.rank == 0:
-        make_folder(args.out)
-        print(f"{args.out}: networks and clips are prepared first", flush=True)
-        if not args.resume:
-            source, config = _find_frozen([args.init] if args.init else [args.out, WEIGHTS])
-            config = scaling.settled(config, source, args)
-            bad = args.init and (args.init / "interp_bad.safetensors").exists()
-            for name in config.frozen() + ["interp_bad"] * bool(bad):
-                if source.resolve() != args.out.resolve():
-                    with replacing(args.out / f"{name}.safetensors") as temporary:
-                        shutil.copyfile(source / f"{name}.safetensors", temporary)
-            checkpoint.save_config(config, args.out)
-    processes.wait()
-    torch.manual_seed(args.seed)  # the same first weights in every process
-    return KeyFace.load_frozen(args.out)
-
-
-def _find_frozen(folders: list[Path]) -> tuple[Path, Config]:
-    """The first of some weights folders that has all frozen parts, and its config; one without
-    config.json (the toy trainings write parts alone) is tiny."""
-    problems = []
-    for folder in folders:
-        whole = (folder / "config.json").exists()
-        config = checkpoint.load_config(Config, folder) if whole else Config.tiny()
-        lacking = [f"{name}.safetensors" for name in config.frozen()
-                   if not (folder / f"{name}.safetensors").exists()]
-        if not lacking:
-            header = folder / "vae.safetensors"
-            # An autoencoder that was trained again has other statistics than config.json says.
-            if not whole or "config" in checkpoint.load_metadata(header):
-                config.vae = checkpoint.header_config(VAEConfig, header)
-            return folder, config
-        problems.append(f"{folder}: lacks {', '.join(lacking)}; run python -m toy.train_vae and "
-                        "python -m toy.train_encoders first, or give --init")
-    raise InputError(problems[0])
+# ---- the windows ------------------------------------------------------------------------------
 
 
 def open_data(args: argparse.Namespace, model: KeyFace, stage: Stage,
@@ -139,6 +59,8 @@ def open_data(args: argparse.Namespace, model: KeyFace, stage: Stage,
 def averaged(stage: Stage, decay: float) -> AveragedModel:
     """An exponential moving average of the parameters, which is what is kept and sampled with: it
     is better than the last step's. The decay ramps up, so initial weights fade quickly."""
+    # w_average <- decay w_average + (1 - decay) w. The last steps of a training jump about the best
+    # weights, as each sees few windows; their mean lies nearer to it.
     def average(old: list[Tensor], new: list[Tensor], count: Tensor) -> None:
         now = min(decay, (1 + float(count)) / (10 + float(count)))
         torch._foreach_lerp_(old, new, 1 - now)
@@ -287,6 +209,7 @@ class Run:
         self.losses.append((latent.item(), pixel.item()))
         if not self.takes_part:
             return
+        # Saving and measuring follow the clock, so that they cost the same share of any training.
         now = time.monotonic() - self.began
         due = [now - self.saved > SAVE_EVERY,
                now - self.reported > min(REPORT_EVERY, 5 + self.reported),  # often at first
@@ -307,6 +230,8 @@ class Run:
     def measure(self) -> None:
         """Appends a row of losses to NAME.csv, prints it and draws the curves. Where the mean of
         val_1 and val_10 is the least so far, the weights are kept as NAME.best.safetensors, too."""
+        # The losses of training have other noise levels at each step and go up and down with them.
+        # Those on held-out windows are taken at fixed levels with fixed noise: these are to fall.
         now, losses = time.monotonic() - self.began, np.mean(self.losses, axis=0)
         self.metrics.append({"minutes": round(self.seconds / 60, 2), "step": self.step,
                              "latent_loss": losses[0], "pixel_loss": losses[1],

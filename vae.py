@@ -56,6 +56,10 @@ class Posterior:
         return self.mean + self.std * noise
 
 
+# Diffusion on pixels would spend most of its work on texture that an eye hardly sees. So it works on
+# latents instead: the encoder halves the sides of a picture a few times and keeps a handful of
+# channels, and the decoder, which is trained to undo that, puts the texture back.
+
 # ---- Blocks. In all of them x is (B*T, C, h, w), clips one after the other; `frames` is T. ----
 
 def over_time(f: Callable[[Tensor], Tensor], x: Tensor, frames: int) -> Tensor:
@@ -136,6 +140,8 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
+        # Convolutions see a few pixels around. Here each pixel sees all of them, which is affordable
+        # only at the latents' resolution: the cost grows with the square of their number.
         y = self.norm(x)
         q, k, v = (f(y).flatten(2).mT[:, None] for f in (self.q, self.k, self.v))   # (N, 1, h*w, C)
         y = F.scaled_dot_product_attention(q, k, v)[:, 0]         # (N, h*w, C)
@@ -200,6 +206,8 @@ class Encoder(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
+        # Of the coarsest level's features come two numbers for each latent: where its Gaussian is,
+        # and the logarithm of how wide it is.
         return self.conv_out(F.silu(self.norm_out(self.mid(self.levels(x)[-1], 1))))
 
 
@@ -225,6 +233,7 @@ class Decoder(nn.Module):
             self.conv_out.time_mix_conv = TimeConv(3)
 
     def forward(self, z: Tensor, frames: int) -> Tensor:
+        # From the coarsest level to the finest; between them each pixel becomes four.
         z = z.contiguous(memory_format=torch.channels_last)       # a CPU's fastest layout
         x = self.up[-1].run(self.mid(self.conv_in(z), frames), frames)
         for i in reversed(range(len(self.up) - 1)):
@@ -248,6 +257,8 @@ class VAE(nn.Module):
 
     def encode(self, images: Tensor) -> Posterior:
         """Images (N, 3, H, W) in [-1, 1] -> Gaussian over unscaled latents (N, C, h, w)."""
+        # A Gaussian, and not a point: in training the decoder gets samples of it, and so learns to
+        # make a face of whatever lies near. Where the diffusion errs a little, that is forgiven.
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
@@ -258,6 +269,7 @@ class VAE(nn.Module):
 
     # The networks above work on unscaled latents z, the diffusion models on scaled ones,
     #     x = (z - mean) / std,  by default with mean = 0 and 1 / std = 0.18215.
+    # A noise level sigma means the same everywhere only if the data have the same size everywhere.
 
     def _mean_std(self, z: Tensor) -> tuple[Tensor, Tensor]:
         mean = self.config.latent_mean or (0.0,)

@@ -24,7 +24,7 @@ ROWS = (  # of the root: a module may import what stands in a row below its own,
 ROW = {name: i for i, names in enumerate(ROWS) for name in names}
 FOLDERS = ("tools", "evaluation", "toy", "bench", "tests")
 MODELLED = tuple(f"tools.{name}" for name in ("released", "pretrained", "scaling", "describe",
-                                              "prepare"))  # which know the networks
+                                              "prepare", "begin"))  # which know the networks
 WORLD = ("toy.world", "toy.vocalisations")  # what the drawn world holds and how it looks
 COMMANDS = ROWS[0]  # what is run, so that nothing hangs on it
 

@@ -185,13 +185,15 @@ words = sys.argv[1:]
 out, steps = (pathlib.Path(words[words.index(name) + 1]) for name in ("--out", "--steps"))
 name = words[0]
 with open(out / "said", "a") as file:
-    file.write(" ".join([name, str(steps), *(["resumed"] if "--resume" in words else [])]) + "\\n")
+    options = [word[2:] for word in words if word in ("--resume", "--init")]
+    file.write(" ".join([name, str(steps), *options]) + "\\n")
 first = not (out / f"{name}.state").exists()
 (out / f"{name}.state").touch()
 safetensors.serialize_file({}, out / f"{name}.safetensors", {"figures": '{"dB": 31.25}'})
 sys.exit(5 if name == "b" and first else 0)
 """
-    phases = tuple(recipe.Phase(name, ("-c", script, name), 100, 1, name) for name in "ab")
+    phases = (recipe.Phase("a", ("-c", script, "a"), 100, 1, "a"),
+              recipe.Phase("b", ("-c", script, "b", "--init", "DIR"), 100, 1, "b"))
     monkeypatch.setattr(recipe, "PHASES", phases)
     monkeypatch.setattr(recipe, "HOURS", 2)
     words = ["--out", str(tmp_path), "--hours", "1"]
@@ -199,7 +201,7 @@ sys.exit(5 if name == "b" and first else 0)
         recipe.main(words)
     recipe.main(words)
     recipe.main(words)
-    assert (tmp_path / "said").read_text().splitlines() == ["a 50", "b 50", "b 50 resumed"]
+    assert (tmp_path / "said").read_text().splitlines() == ["a 50", "b 50 init", "b 50 resume"]
     text = (tmp_path / "README.md").read_text()
     assert "| a | 50 |" in text and "dB 31.25" in text
 

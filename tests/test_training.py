@@ -31,7 +31,7 @@ import training
 from data import Clips
 from keyface import KeyFace
 from stage import Config, Stage
-from tools import checkpoint, cli
+from tools import begin, checkpoint, cli
 from tools.checkpoint import (
     load_config,
     load_metadata,
@@ -486,7 +486,7 @@ def test_options(options, line, capsys):
 
 def test_a_short_training_prepares_few_clips():
     def count(*options: str) -> int:
-        return training.options(list(options), "", 45, 4, 1e-3).clips
+        return begin.options(list(options), "", 45, 4, 1e-3).clips
 
     assert count() == 1100 and count("--minutes=2") == 49 and count("--steps=20") == 32
     assert count("--minutes=1000") == 1200 and count("--minutes=2", "--clips=7") == 7

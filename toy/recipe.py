@@ -81,7 +81,10 @@ def command(phase: Phase, args: Namespace, begun: bool) -> list[str]:
                      str(args.processes)]
     words = [word.replace("DIR", str(args.out)) for word in phase.words]
     if begun and (args.out / f"{phase.part}.state").exists():
-        words = [*phase.words[:2], "--resume"] if "--init" in words else [*words, "--resume"]
+        if "--init" in words:  # what it began from is in the state
+            at = words.index("--init")
+            del words[at:at + 2]
+        words.append("--resume")
     steps = max(1, round(phase.steps * args.hours / HOURS))
     return [*launcher, *words, "--steps", str(steps), "--out", str(args.out)]
 

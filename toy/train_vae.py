@@ -255,8 +255,8 @@ def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes
                   f"  {(step - steps_then) / (now - start):.2f} steps/s", flush=True)
             reported = now
         if first and (now - saved > SAVE_EVERY or done):
-            config = save(args.out, vae, faces, bool(done), optimizer=optimizer.state_dict(), step=step,
-                          seconds=seconds)
+            config = save(args.out, vae, faces, step == args.steps, step=step, seconds=seconds,
+                          optimizer=optimizer.state_dict())
             saved = now
     if first and args.steps > steps_then:
         for name, values in (("mean", config.latent_mean), ("std", config.latent_std)):

@@ -1,0 +1,92 @@
+"""How a training begins, before there is anything to learn: its options and its weights folder."""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+
+from keyface import KeyFace
+from stage import Config
+from tools import checkpoint, pretrained, scaling
+from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, replacing
+from tools.processes import Processes
+from vae import VAEConfig
+
+CLIPS = 1200  # of the drawn world to learn from
+TIMES_SEEN = 36  # how often each clip of the drawn world is seen, about
+STEPS_A_MINUTE = 220  # about, on two cores; only the number of clips to prepare follows from it
+
+
+def options(argv: list[str] | None, description: str, minutes: float, batch: int, lr: float) -> argparse.Namespace:
+    """The options of both trainings; their defaults are the arguments."""
+    parser = Parser(description=description)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/toy"), help="weights folder to train into")
+    add("--minutes", type=number(float, 1e-3, 1e6), default=minutes,
+        help="training time, without data preparation")
+    add("--steps", type=number(int, 1, 10**9),
+        help="train for so many steps instead; learning rate and phases then follow them")
+    add("--init", type=Path, metavar="DIR|svd|released",
+        help="weights folder to start from, or the published weights of SVD or of KeyFace")
+    add("--resume", action="store_true", help="continue the training that --out holds")
+    add("--data", type=Path, help="what data.py made, or a folder of videos, which is prepared "
+        "first; without it, the drawn world")
+    add("--clips", type=number(int, 1, 10**7), help=f"clips of the drawn world to learn from "
+        f"(default: {CLIPS}, fewer for a short training)")
+    add("--batch", type=number(int, 1, 10**5), default=batch, help="windows a step, in all")
+    add("--lr", type=number(float, 1e-9, 1), help=f"highest learning rate (default: {lr:g}; "
+        f"{scaling.LEARNING_RATE:g} to go on from SVD's network)")
+    add("--seed", type=number(int, 0, 10**9), default=0)
+    scaling.add_options(add)
+    args = parser.parse_args(argv)
+    scaling.check_options(args)
+    if args.clips is None:  # a short training does not wait for clips that it never sees
+        steps = args.steps or args.minutes * STEPS_A_MINUTE
+        args.clips = min(CLIPS, max(32, round(steps * args.batch / TIMES_SEEN)))
+    return args
+
+
+def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
+    """The model of `--out`, with its frozen parts read and both stages as initialised by --seed.
+
+    Rank 0 first makes --out a weights folder: config.json and the frozen parts of --init, of --out
+    itself, or of the shipped weights; of --init also the bad model, since weights that go on from
+    finished ones are never under-trained again. Raises InputError where parts are missing.
+    """
+    pretrained.published(args, processes.rank == 0)
+    if processes.rank == 0:
+        make_folder(args.out)
+        print(f"{args.out}: networks and clips are prepared first", flush=True)
+        if not args.resume:
+            source, config = _find_frozen([args.init] if args.init else [args.out, WEIGHTS])
+            config = scaling.settled(config, source, args)
+            bad = args.init and (args.init / "interp_bad.safetensors").exists()
+            for name in config.frozen() + ["interp_bad"] * bool(bad):
+                if source.resolve() != args.out.resolve():
+                    with replacing(args.out / f"{name}.safetensors") as temporary:
+                        shutil.copyfile(source / f"{name}.safetensors", temporary)
+            checkpoint.save_config(config, args.out)
+    processes.wait()
+    torch.manual_seed(args.seed)  # the same first weights in every process
+    return KeyFace.load_frozen(args.out)
+
+
+def _find_frozen(folders: list[Path]) -> tuple[Path, Config]:
+    """The first of some weights folders that has all frozen parts, and its config; one without
+    config.json (the toy trainings write parts alone) is tiny."""
+    problems = []
+    for folder in folders:
+        whole = (folder / "config.json").exists()
+        config = checkpoint.load_config(Config, folder) if whole else Config.tiny()
+        lacking = [f"{name}.safetensors" for name in config.frozen()
+                   if not (folder / f"{name}.safetensors").exists()]
+        if not lacking:
+            header = folder / "vae.safetensors"
+            # An autoencoder that was trained again has other statistics than config.json says.
+            if not whole or "config" in checkpoint.load_metadata(header):
+                config.vae = checkpoint.header_config(VAEConfig, header)
+            return folder, config
+        problems.append(f"{folder}: lacks {', '.join(lacking)}; run python -m toy.train_vae and "
+                        "python -m toy.train_encoders first, or give --init")
+    raise InputError(problems[0])
