@@ -340,10 +340,10 @@ def state_loss(judges: Judges, lessons: Lessons) -> Tensor:
 def face_loss(judges: Judges, lessons: Lessons) -> Tensor:
     """Two frames of each of 48 people: each must find its partner."""
     i = torch.randperm(len(lessons.frames))[:48]
-    pair = torch.rand(48, 4).argsort(1)[:, :2]
+    pair = torch.rand(len(i), 4).argsort(1)[:, :2]
     images = from_bytes(lessons.frames[i[:, None], pair]).flatten(0, 1)
-    a, b = F.normalize(judges.face_trunk(images), dim=1).unflatten(0, (48, 2)).unbind(1)
-    logits, own = a @ b.T / .07, torch.arange(48)
+    a, b = F.normalize(judges.face_trunk(images), dim=1).unflatten(0, (-1, 2)).unbind(1)
+    logits, own = a @ b.T / .07, torch.arange(len(i))
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
