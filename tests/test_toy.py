@@ -293,6 +293,7 @@ def test_a_phase_that_knows_no_other_processes_is_alone(tmp_path):
     args = Namespace(processes=2, hours=1, out=tmp_path)
     assert "torch.distributed.run" in recipe.command(recipe.BEATS, args, begun=False)
     assert "torch.distributed.run" not in recipe.command(recipe.JUDGES, args, begun=False)
+    assert recipe.JUDGES.steps == sum(judges.STEPS.values())
 
 
 def test_the_autoencoder_learns_from_videos(tmp_path, capsys):

@@ -41,7 +41,7 @@ class Phase:
 AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 4000, 2.6, "vae")
 WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 18000, 1.1, "wavlm")
 BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 4000, .3, "beats")
-JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 6400, .2, "judges", alone=True)
+JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", alone=True)
 PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES)
 HOURS = sum(phase.hours for phase in PHASES)
 

@@ -47,7 +47,7 @@ MOUTH = 6                     # the first columns of JUDGED, which the lip reade
 TRAIN, TEST = 50_000_000, 60_000_000      # first seeds of their clips, in either split
 BOTH = ("drawn", "decoded")
 # Steps of each network's training; how many people and clips they learn from.
-STEPS = {"states": 2500, "identity": 400, "eyes": 1500, "lips": 1000, "events": 1000}
+STEPS = {"states": 3000, "identity": 250, "eyes": 1500, "lips": 2000, "events": 1500}
 PEOPLE, CLIPS = 2000, 600
 FIGURES = ("jaw r", "right face", "vocalisation accuracy", "viseme accuracy", "an eye rmse",
            "iris, CIELAB distance")            # that stand in the weights' card
