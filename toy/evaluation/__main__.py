@@ -196,7 +196,7 @@ def eye_rows(seen: dict[str, list[Seen]]) -> list[dict]:
             return found
         return pairs
 
-    return [row("left eye's opening less the right one's, mean size over the ceiling's",
+    return [row("left against right eye's opening, mean difference over the ceiling's",
                 "≤ 1.5", "ratio", seen, over_ceiling(apart), control="none"),
             row("irises' distance from the given picture's in CIELAB, over the ceiling's",
                 "≤ 1.5", "ratio", seen, over_ceiling(other_colour), control="stranger",
