@@ -387,7 +387,8 @@ def train(judges: Judges, lessons: Lessons, share: float) -> None:
     """Every network in turn, for that share of its STEPS."""
     steps = {name: max(1, round(share * count)) for name, count in STEPS.items()}
     flat, eyes = lessons.truth.flatten(0, 1), lessons.eye_truth.flatten(0, 2)
-    judges.mean, judges.std = flat.mean(0), flat.std(0)
+    # Of few lessons, what is rare may be all the same.
+    judges.mean, judges.std = flat.mean(0), flat.std(0).clamp(min=.01)
     judges.eye_mean, judges.eye_std = eyes.mean(0), eyes.std(0)
     fit("states", [judges.state_trunk], lambda: state_loss(judges, lessons), steps["states"])
     fit("identity", [judges.face_trunk], lambda: face_loss(judges, lessons), steps["identity"])
