@@ -4,13 +4,24 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
+from evaluation.watch import sharpness
 from keyface import Plan
 from tools import stats
 from toy.evaluation import report
-from toy.evaluation.__main__ import Seen, errors, other_curve, speech_rows
+from toy.evaluation.__main__ import (
+    Seen,
+    blink_rows,
+    errors,
+    eye_rows,
+    other_curve,
+    sharpness_rows,
+    speech_rows,
+)
 from toy.evaluation.longfilm import Course, joints, long_rows
-from toy.evaluation.stats import moments, pooled_correlation
+from toy.evaluation.stats import blinks, moments, pooled_correlation, smeared
 from toy.voices import VISEME_CLASSES
 
 
@@ -87,14 +98,15 @@ def speech(rng):
 
     def film(clip, face: int, late: int = 0, event: str = "speech") -> Seen:
         states = np.concatenate([np.roll(clip.state, late, 0), clip.emotion], 1)
-        return Seen(states, faces[face], event)
+        return Seen(states, faces[face], event, np.ones((80, 3)), None)
 
     seen = {"generated": [film(c, i, 3 * (i == 0), "laugh" if i == 1 else "speech")
                           for i, c in enumerate(clips)],
             "control": [film(c, i) for i, c in enumerate(clips[1:] + clips[:1])],
             "ceiling": [film(c, i) for i, c in enumerate(clips)],
             "drawn": [film(c, i) for i, c in enumerate(clips)],
-            "still": [Seen(np.tile(film(c, i).states[:1], (80, 1)), faces[i], "speech")
+            "still": [Seen(np.tile(film(c, i).states[:1], (80, 1)), faces[i], "speech",
+                           np.ones((80, 3)), None)
                       for i, c in enumerate(clips)]}
     return clips, seen, faces[:10]
 
@@ -150,13 +162,13 @@ def test_films_that_drift_or_jump_are_told_from_those_that_last(rng):
         far, sharp = (np.where(late, x, y) for x, y in ((far, 0.1), (sharp, 1.0)))
         faces = np.outer(1 - far, person) + np.outer(np.sqrt(1 - (1 - far) ** 2), other)
         noise = rng.random((len(clips), 1500))
-        return [Course(np.where(late, jaw * c.state[:, 0] + (1 - jaw) * n, c.state[:, 0]), faces,
-                       sharp, change) for c, n in zip(clips, noise)]
+        return [Course(np.where(late, jaw * c.state[:, 0] + (1 - jaw) * n, c.state[:, 0]),
+                       np.ones(1500), faces, sharp, change) for c, n in zip(clips, noise)]
 
     seen = {"generated": courses(jaw=0.5, far=0.3, sharp=0.8, jump=8),
             "another": courses(jaw=0, far=0.9, sharp=1, jump=1),
             "ceiling": courses(jaw=1, far=0.1, sharp=1, jump=1)}
-    seen["drawn"] = [Course(c.jaw, np.tile(person, (1500, 1)), c.sharpness, c.change)
+    seen["drawn"] = [Course(c.jaw, c.opening, np.tile(person, (1500, 1)), c.sharpness, c.change)
                      for c in seen["ceiling"]]
     jaw, far, sharp, at_keys, at_borders = long_rows(clips, seen, plan)
     assert jaw["generated"]["value"] == pytest.approx(0.5**0.5, abs=0.06)
@@ -168,3 +180,56 @@ def test_films_that_drift_or_jump_are_told_from_those_that_last(rng):
     assert at_borders["generated"]["value"] == 8 and at_borders["ceiling"]["value"] == 1
     assert at_keys["generated"]["value"] == pytest.approx(1 + 7 * len(borders) / len(keys))
     assert {row["generated"]["n"] for row in (jaw, far, sharp, at_keys, at_borders)} == {3}
+
+
+def test_blinks_are_runs_of_shut_eyes():
+    opening = np.full(100, 0.7)
+    opening[[0, 1, 20, 21, 22, 50, 99]] = 0.1       # at both ends, too
+    opening[51] = 0.26                              # half shut is none
+    assert blinks(opening) == [2, 3, 1, 1]
+    assert blinks(np.ones(9)) == [] and blinks(np.zeros(9)) == [9]
+    a_minute, length = blink_rows({"generated": [opening] * 3, "ceiling": [np.ones(100)] * 3}, "")
+    assert a_minute["generated"]["value"] == pytest.approx(4 * 15)          # in 4 s
+    assert length["generated"]["value"] == 7 / 4
+    assert a_minute["ceiling"]["value"] == 0 and "ceiling" not in length
+
+
+def test_frames_between_keyframes_that_are_blurred_are_counted():
+    sharp = np.full(45, 1.5)
+    sharp[::13] = 1, 2, 1, 2                        # so that the limit is 1.2
+    sharp[[6, 12, 38]] = 1.19
+    sharp[[7, 14]] = 1.21
+    sharp[42] = 0                                   # after the last keyframe
+    assert smeared(sharp, 13) == (3, 36)
+    assert smeared(sharp[:13], 13) == (0, 0)
+    noise = torch.rand(27, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise[[4, 5, 20]] = F.avg_pool2d(noise[[4, 5, 20]], 3, 1, 1)
+    assert smeared(sharpness(noise).numpy(), 13) == (3, 24)
+
+
+def test_eyes_that_differ_or_change_their_colour_show_in_the_table():
+    """Of made-up eyes: generated ones differ by thrice as much and drift by twice as much."""
+    def film(apart: float, drift: float, colour: float, sharp: float = 1, n: int = 40) -> Seen:
+        eyes = np.zeros((n, 2, 4))
+        eyes[..., 0] = 0.7 + apart * np.array([0, 1])
+        eyes[..., 1:] = colour + drift * np.array([0.6, 0, 0.8])            # a distance of `drift`
+        eyes[5] = [0, 99, 99, 99]                                           # shut: not looked at
+        return Seen(np.zeros((n, 17)), np.eye(64)[0], "speech", sharp * np.ones((n, 3)), eyes)
+
+    seen = {name: [film(*numbers, colour) for colour in (30, 50)] for name, numbers in {
+        "generated": (0.3, 4), "ceiling": (0.1, 2), "drawn": (0.05, 1), "still": (0, 0)}.items()}
+    seen["stranger"] = seen["generated"][::-1]
+    apart, colour = eye_rows(seen)
+    values = [apart[c]["value"] for c in ("generated", "ceiling", "drawn", "still")]
+    assert values == pytest.approx([3, 1, 0.5, 0]) and apart["generated"]["n"] == 2
+    assert [colour[c]["value"] for c in ("generated", "ceiling", "drawn")] == (
+        pytest.approx([2, 1, 0.5]))
+    assert colour["control"]["value"] > 10
+    seen["ceiling"] = [film(0, 0, 30, sharp=2)] * 2
+    eyes, mouths, smear = sharpness_rows(seen, {"generated": []}, 13)
+    assert eyes["generated"]["value"] == mouths["generated"]["value"] == 0.5
+    assert smear["generated"]["value"] == 0
+    for films in seen.values():
+        for s in films:
+            s.eyes = None
+    assert eye_rows(seen) == []

@@ -9,12 +9,14 @@ import torch
 
 from audio import AudioConfig, AudioEncoder
 from tools import cli
-from tools.checkpoint import load_state
+from tools.checkpoint import load_state, save_part
 from tools.media import FPS, FRAME_SAMPLES, write_video
 from tools.processes import Processes
 from toy import example, faces, recipe, train_encoders, train_vae, voices, world
+from toy.evaluation import judges
 from toy.vocalisations import KINDS
 from toy.world import EVENTS, STATE, make_clip, portrait
+from vae import VAE, VAEConfig
 
 
 def same(a, b) -> bool:
@@ -131,6 +133,62 @@ def test_a_portrait_is_the_same_person_in_another_emotion():
     assert 0 < (one - two).abs().mean() < (one - stranger).abs().mean()
 
 
+def test_an_eye_is_seen_alone_wherever_the_head_is():
+    """Each crop of unequal eyes is that of a face with two such eyes; a head that moves and turns
+    takes its crops along; the right eye comes mirrored."""
+    person = torch.from_numpy(make_clip(9, seconds=1).identity)
+    states = torch.from_numpy(faces.REST).repeat(4, 1)
+    opening = torch.tensor([.1, 1, .1, 1])
+    states[:, STATE.index("eye_open")] = opening
+    for name, values in (("head_x", (.9, -.8)), ("head_y", (-.5, .6)), ("tilt", (1, -.9))):
+        states[2:, STATE.index(name)] = torch.tensor(values)
+    for size in (64, 128):
+        alike = judges.eye_crops(faces.draw(person, states, size), states)
+        other = opening[[1, 0, 3, 2]]
+        crops = judges.eye_crops(faces.draw(person, states, size, other), states)
+        assert torch.allclose(crops[:, 0], alike[:, 0], atol=1e-6)
+        assert torch.allclose(crops[:2, 1], alike[[1, 0], 1], atol=1e-6)
+        middle = alike[..., 6:26, 6:26]                     # without hair that falls from the side
+        shut_to_open = (middle[0] - middle[1]).abs().mean()
+        assert (middle[:2] - middle[2:]).abs().mean() < .2 * shut_to_open
+        assert (middle[:, 0] - middle[:, 1]).abs().mean() < .2 * shut_to_open
+
+
+def test_colours_in_cielab():
+    """Known values of sRGB under D65, as in Lindbloom's calculator."""
+    known = {(1, 0, 0): (53.24, 80.09, 67.20), (0, 1, 0): (87.73, -86.18, 83.18),
+             (0, 0, 1): (32.30, 79.19, -107.86), (1, 1, 1): (100, 0, 0), (0, 0, 0): (0, 0, 0),
+             (.5, .5, .5): (53.39, 0, 0), (.01, .01, .01): (.70, 0, 0)}
+    found = judges.lab(torch.tensor(list(known), dtype=torch.float32))
+    assert torch.allclose(found, torch.tensor(list(known.values())), atol=.02)
+
+
+def test_judges_learn_the_same_from_the_same_seed_and_are_kept(tmp_path):
+    def trained() -> judges.Judges:
+        torch.manual_seed(0)
+        found, vae = judges.Judges(), VAE(VAEConfig.tiny(128)).eval()
+        lessons = judges.prepare(vae, 128, people=2, clips=2)
+        assert lessons.frames.shape == (2, 4, 3, 64, 64)
+        assert lessons.eyes.shape == (2, 4, 2, 3, 32, 32)
+        unequal = lessons.eye_truth[..., 0].diff()[..., 0] != 0
+        assert unequal[:, ::2].any() and not unequal[:, 1::2].any()
+        mean = lessons.truth[..., STATE.index("eye_open")]
+        assert torch.allclose(lessons.eye_truth[..., 0].mean(-1), mean)
+        judges.train(found, lessons, 1e-6)
+        return found
+
+    one, two = trained(), trained()
+    assert all(torch.equal(value, two.state_dict()[name])
+               for name, value in one.state_dict().items())
+    path = tmp_path / "judges.safetensors"
+    save_part(path, one.state_dict(), half=False, version="1")
+    pictures, states = torch.zeros(2, 3, 128, 128), torch.zeros(2, 17)
+    assert torch.equal(judges.Judges.load(path).eyes(pictures, states),
+                       one.eyes(pictures, states))
+    save_part(path, judges.Judges(sees_eyes=False).state_dict(), report={})
+    assert not judges.Judges.load(path).sees_eyes           # as those of earlier folders
+
+
 def test_a_training_of_the_autoencoder_that_was_stopped_ends_as_one_that_was_not(tmp_path,
                                                                                   monkeypatch):
     """A signal comes after the first of two steps; the first step's rate shows in the weights."""
@@ -204,6 +262,13 @@ sys.exit(5 if name == "b" and first else 0)
     assert (tmp_path / "said").read_text().splitlines() == ["a 50", "b 50 init", "b 50 resume"]
     text = (tmp_path / "README.md").read_text()
     assert "| a | 50 |" in text and "dB 31.25" in text
+
+
+def test_a_phase_that_knows_no_other_processes_is_alone(tmp_path):
+    args = Namespace(processes=2, hours=1, out=tmp_path)
+    assert "torch.distributed.run" in recipe.command(recipe.BEATS, args, begun=False)
+    assert "torch.distributed.run" not in recipe.command(recipe.JUDGES, args, begun=False)
+    assert recipe.JUDGES.steps == sum(judges.STEPS.values())
 
 
 def test_the_autoencoder_learns_from_videos(tmp_path, capsys):

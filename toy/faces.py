@@ -150,19 +150,34 @@ def contrast(colour: Tensor, other: Tensor) -> Tensor:
     return colour * torch.where(gap < .06, 1 - .65 * close, 1 + .4 * close)[:, None]
 
 
-def draw(identity: Tensor, state: Tensor, size: int) -> Tensor:
+def draw(identity: Tensor, state: Tensor, size: int, right_eye: Tensor | None = None) -> Tensor:
     """Pictures (N, 3, size, size) in [-1, 1] of identity (N, D) or (D,) in the states (N, S).
 
     jaw 0 closed .. 1 wide; width 0 narrow, .5 rest, 1 spread; rounding 0 .. 1 pursed; smile -1
     corners down .. 1 up; bite 0 .. 1 lower lip at the upper teeth; tongue 0 .. 1 tip visible;
     brow_height -1 .. 1; brow_slope -1 angry (inner ends down) .. 1 sad (inner ends up); eye_open
     0 shut, .7 rest, 1.2 wide; cheek 0 .. 1 raised; gaze and head -1 .. 1 (x: 1 is right, y: 1 is
-    down in the picture; 1 moves the head by .06); tilt -1 .. 1 (clockwise, 6 degrees).
+    down in the picture; 1 moves the head by .06); tilt -1 .. 1 (clockwise, 6 degrees). In this
+    world both eyes are equally open; only for the judges the one at the right of the picture may be
+    open otherwise, as `right_eye` (N,) says.
     """
     identity = identity.expand(len(state), -1)
+    eyes = state[:, STATE.index("eye_open")] if right_eye is None else right_eye
     chunk = max(1, 32 * 64 * 64 // size ** 2)             # small enough to stay in the cache
-    return torch.cat([Portrait(i, s, size).painted()
-                      for i, s in zip(identity.split(chunk), state.split(chunk))])
+    return torch.cat([Portrait(*part, size).painted() for part in zip(
+        identity.split(chunk), state.split(chunk), eyes.split(chunk))])
+
+
+def in_picture(fx: Tensor, fy: Tensor, state: Tensor) -> Tensor:
+    """Where points of the features' coordinates, fx and fy (..., H, W), come to lie in pictures of
+    states (N, S), with x and y from -1 to 1 from edge to edge: (N, ..., H, W, 2). What `Portrait`
+    does to its pixels, the other way round."""
+    s = dict(zip(STATE, state.T.reshape(-1, len(state), *[1] * fx.dim())))
+    angle = s["tilt"] * .105
+    hx, hy = fx + .025 * s["head_x"], fy + .02 * s["head_y"] - .7
+    x = hx * angle.cos() - hy * angle.sin() + .06 * s["head_x"]
+    y = hx * angle.sin() + hy * angle.cos() + .06 * s["head_y"] + .7
+    return torch.stack([x, y - .04], -1) * ZOOM
 
 
 def colours(u: dict[str, Tensor]) -> SimpleNamespace:
@@ -199,7 +214,7 @@ class Portrait(Canvas):
     and the features' fx, fy, which move a little more than the skull does (parallax).
     """
 
-    def __init__(self, identity: Tensor, state: Tensor, size: int):
+    def __init__(self, identity: Tensor, state: Tensor, right_eye: Tensor, size: int):
         super().__init__(len(state), size)
         flat = dict(zip(TRAITS, identity.float().unbind(1)))        # each (N,), for colours
         self.c = colours(flat)
@@ -223,6 +238,7 @@ class Portrait(Canvas):
         self.full_beard = self.bearded * (t["beard"] > .90)
         self.apart = .25 + .05 * t["eye_distance"]                 # of each eye from the middle
         self.ex = self.fx - self.fx.sign() * self.apart            # both eyes at once, from there
+        self.open = torch.where(self.fx < 0, s["eye_open"], right_eye.float()[:, None, None])
 
     def painted(self) -> Tensor:
         """The finished picture (N, 3, H, W) in [-1, 1]: every part, from back to front."""
@@ -341,7 +357,7 @@ class Portrait(Canvas):
 
     def eyes(self) -> None:
         ex, c, s = self.ex, self.c, self.s
-        size, open_ = .115 + .03 * self.t["eye_size"], s["eye_open"]
+        size, open_ = .115 + .03 * self.t["eye_size"], self.open
         up = .012 + size * .90 * open_
         down = .012 + size * .75 * open_.clamp(max=1) * (1 - .6 * s["cheek"])
         shut = .04 * (1 - open_).clamp(min=0) ** 2         # shut lids curve, up over raised cheeks

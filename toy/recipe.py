@@ -35,12 +35,14 @@ class Phase:
     steps: int
     hours: float
     part: str  # the file of weights that it writes, and the name of its state for --resume
+    alone: bool = False  # it knows nothing of other processes
 
 
 AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 4000, 2.6, "vae")
 WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 18000, 1.1, "wavlm")
 BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 4000, .3, "beats")
-PHASES = (AUTOENCODER, WAVLM, BEATS)
+JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", alone=True)
+PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES)
 HOURS = sum(phase.hours for phase in PHASES)
 
 
@@ -76,7 +78,7 @@ def machine() -> str:
 def command(phase: Phase, args: Namespace, begun: bool) -> list[str]:
     """The command of a phase, which goes on if it was `begun` and has kept its state."""
     launcher = [sys.executable]
-    if args.processes > 1:
+    if args.processes > 1 and not phase.alone:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
                      str(args.processes)]
     words = [word.replace("DIR", str(args.out)) for word in phase.words]
@@ -106,14 +108,15 @@ def work(phase: Phase, args: Namespace, record: dict, signals: list[int]) -> boo
     begun = phase.name in record
     words = command(phase, args, begun)
     entry = record.setdefault(phase.name, {"core_hours": 0.0, "hours": 0.0})
+    processes = 1 if phase.alone else args.processes
     entry |= {"done": False, "steps": int(words[words.index("--steps") + 1]),
-              "processes": args.processes, "version": code_version(), "machine": machine()}
+              "processes": processes, "version": code_version(), "machine": machine()}
     if not begun:  # an earlier phase of the same part leaves its state, which is not this one's
         for left in args.out.glob(f"{phase.part}.state*"):
             left.unlink()
     save_record(args.out, record)
     print(f"\n== {phase.name}: {' '.join(words[1:])}", flush=True)
-    threads = str(max(1, (os.cpu_count() or 1) // args.processes))
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     status = wait(subprocess.Popen(words, cwd=HERE, env={"OMP_NUM_THREADS": threads, **os.environ}),
                   signals)

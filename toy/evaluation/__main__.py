@@ -21,28 +21,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from evaluation.watch import sharpness
 from keyface import KeyFace
 from tools import cli
 from tools.checkpoint import save_text
 from tools.cli import WEIGHTS, number
-from tools.stats import (
-    best_lag,
-    bootstrap,
-    correlation,
-    counted,
-    wilson,
-)
+from tools.media import FPS
+from tools.stats import best_lag, bootstrap, correlation, counted, wilson
 from toy.evaluation import longfilm
 from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, workers
-from toy.evaluation.judges import JUDGED, Judges, lip_limits, to_tensor
+from toy.evaluation.judges import EYE_OPEN, JUDGED, Judges, lip_limits, to_tensor
 from toy.evaluation.report import describe, row, write_jaws, write_sheet
-from toy.evaluation.stats import moments, pooled_correlation
+from toy.evaluation.stats import (
+    BLINK,
+    SMEARED,
+    blinks,
+    moments,
+    pooled_correlation,
+    smeared,
+)
 from toy.faces import random_identity
-from toy.train_vae import mouth, psnr
+from toy.train_vae import eyes, mouth, psnr
 from toy.voices import VISEME_CLASSES
 from toy.world import KINDS, Clip, frames, make_clip, to_bytes
 
 SPEECH_SEEDS, OTHER_SEEDS, GALLERY = 70_000_000, 71_000_000, 100
+OPEN = .4                                                  # eyes whose colour is looked at
 SHOWN = 4                                                  # clips on the sheet and in the plot
 JAW, WIDTH, ROUNDING, VALENCE, AROUSAL = (
     JUDGED.index(name) for name in ("jaw", "width", "rounding", "valence", "arousal"))
@@ -55,14 +59,19 @@ class Seen:
     states: np.ndarray                                     # (N, 17): the columns of JUDGED
     face: np.ndarray                                       # (64,): mean embedding
     event: str                                             # "speech" or one of KINDS
+    sharpness: np.ndarray                                  # (N, 3): whole pictures, eyes, mouths
+    eyes: np.ndarray | None                                # (N, 2, 4), see `Judges.eyes`
 
 
 def watch(judges: Judges, video: np.ndarray, n_frames: int | None = None) -> Seen:
     """A film (N, H, W, 3), uint8, or one picture that stands still for n_frames."""
     images = to_tensor(video)
-    states = judges.states(images).expand(n_frames or -1, -1)
+    states, n = judges.states(images), n_frames or -1
+    sharp = torch.stack([sharpness(part) for part in (images, eyes(images), mouth(images))], 1)
+    single = judges.eyes(images, states).expand(n, 2, 4).numpy() if judges.sees_eyes else None
+    states = states.expand(n, -1)
     return Seen(states.numpy(), judges.identity(images).mean(0).numpy(),
-                judges.vocalisation(states))
+                judges.vocalisation(states), sharp.expand(n, 3).numpy(), single)
 
 
 def watch_truth(pool: Executor, weights: Path, judges: Judges, clips: list[Clip]
@@ -159,6 +168,72 @@ def speech_rows(clips: list[Clip], given: list[Clip], seen: dict[str, list[Seen]
         row("speech taken for a vocalisation", "≤ 10 %", "%", seen, taken, wilson, control="none")]
 
 
+def distance_of_irises(s: Seen, given: Seen) -> tuple[float, int]:
+    """In CIELAB from those of the given picture: summed over open eyes, and how many these are."""
+    here = s.eyes[..., 0] > OPEN                                            # (N, 2)
+    return np.linalg.norm((s.eyes - given.eyes[:1])[here, 1:], axis=-1).sum(), here.sum()
+
+
+def eye_rows(seen: dict[str, list[Seen]]) -> list[dict]:
+    """Of each eye by itself, every column over the ceiling's; there are none where the judges do
+    not see single eyes."""
+    if seen["ceiling"][0].eyes is None:
+        return []
+
+    def apart(s: Seen, _: int) -> float:
+        return np.abs(np.diff(s.eyes[..., 0])).mean()
+
+    def other_colour(s: Seen, i: int) -> float:
+        distance, count = distance_of_irises(s, seen["still"][i])
+        return distance / count if count else np.nan
+
+    def over_ceiling(of: Callable[[Seen, int], float]) -> Callable:
+        ceiling = [of(s, i) for i, s in enumerate(seen["ceiling"])]
+
+        def pairs(videos: list[Seen]) -> np.ndarray:
+            found = np.array([(of(s, i), ceiling[i]) for i, s in enumerate(videos)])
+            found[np.isnan(found).any(1)] = 0              # a clip without open eyes does not count
+            return found
+        return pairs
+
+    return [row("left against right eye's opening, mean difference over the ceiling's",
+                "≤ 1.5", "ratio", seen, over_ceiling(apart), control="none"),
+            row("irises' distance from the given picture's in CIELAB, over the ceiling's",
+                "≤ 1.5", "ratio", seen, over_ceiling(other_colour), control="stranger",
+                still="none")]
+
+
+def sharpness_rows(seen: dict[str, list[Seen]], nsv: dict[str, list[Seen]], spacing: int
+                   ) -> list[dict]:
+    """How sharp eyes and mouths are, and how many frames between keyframes are smeared."""
+    def over_ceiling(part: int) -> Callable:
+        return lambda videos: np.array([
+            [x.sharpness[:, part].mean() for x in pair] for pair in zip(videos, seen["ceiling"])])
+
+    def smear(videos: list[Seen]) -> np.ndarray:
+        return np.array([smeared(s.sharpness[:, 0], spacing) for s in videos], np.float64)
+
+    rows = [row(f"sharpness of {name}, over the ceiling's", "≥ .95", "ratio", seen,
+                over_ceiling(part), control="none") for part, name in ((1, "eyes"), (2, "mouths"))]
+    return rows + [row(f"frames smeared between keyframes, {name}", "≤ 1 %", "%", films, smear,
+                       control="none", still="none")
+                   for name, films in (("speech", seen), ("vocalisations", nsv)) if films["generated"]]
+
+
+def blink_rows(openings: dict[str, list[np.ndarray]], where: str) -> list[dict]:
+    """`openings`: of each film's eyes, (N,), by column of the table."""
+    def a_minute(films: list[np.ndarray]) -> np.ndarray:
+        return np.array([(len(blinks(x)), len(x) / FPS / 60) for x in films])
+
+    def length(films: list[np.ndarray]) -> np.ndarray:
+        return np.array([(sum(blinks(x)), len(blinks(x))) for x in films], np.float64)
+
+    aim, blinking = "within 20 % of the ceiling", {
+        name: films for name, films in openings.items() if any(map(blinks, films))}
+    return [row(f"blinks a minute, {where}", aim, "", openings, a_minute),
+            row(f"frames of a blink, {where}", aim, "", blinking, length)]
+
+
 # ---- The command, in the order of its steps ------------------------------------------------------
 
 @dataclass
@@ -183,6 +258,7 @@ class Watched:
     kept: dict[int, np.ndarray]                            # films by their number
     long_rows: list[dict]
     long_facts: list[str]
+    long_openings: dict[str, list[np.ndarray]]             # of the eyes of films of a minute
 
 
 def options(argv: list[str] | None) -> Namespace:
@@ -231,13 +307,13 @@ def make_and_watch(found: Material, args: Namespace, judges: Judges, processes: 
             cost.append(seconds)
             if i in shown:
                 kept[i] = video
-        long_rows, long_facts = longfilm.measure(
+        long_rows, long_facts, long_openings = longfilm.measure(
             pool, args.weights, judges, args.long, args.out / "flicker.png",
-        ) if args.long else ([], [])
+        ) if args.long else ([], [], {})
     seen["generated"], seen["control"] = watched[:count], watched[count:2 * count]
     nsv_seen["generated"] = watched[2 * count:]
     nsv_seen["control"] = nsv_seen["generated"][1:] + nsv_seen["generated"][:1]     # another kind's
-    return Watched(seen, nsv_seen, quality, cost, kept, long_rows, long_facts)
+    return Watched(seen, nsv_seen, quality, cost, kept, long_rows, long_facts, long_openings)
 
 
 def seconds_of_eight(model: KeyFace, seed: int) -> float:
@@ -257,13 +333,30 @@ def gallery_of(judges: Judges, clips: list[Clip], size: int) -> np.ndarray:
                      for clip in clips + strangers])
 
 
+def openings(seen: dict[str, list[Seen]]) -> dict[str, list[np.ndarray]]:
+    return {name: [s.states[:, EYE_OPEN] for s in films] for name, films in seen.items()}
+
+
 def speech_facts(found: Material, seen: dict[str, list[Seen]], limits: dict[str, float]
                  ) -> list[str]:
     """What is to be known beside the table about the films of speech and their judges."""
     alike = np.nanmean([correlation(b.state[:, JAW], a.state[:, JAW])
                         for a, b in zip(found.speech, found.heard)])
     drawn, decoded = (errors(seen[column], found.speech) for column in ("drawn", "ceiling"))
-    return [
+    true = [blinks(clip.state[:, EYE_OPEN]) for clip in found.speech]
+    count, shut = sum(map(len, true)), sum(map(sum, true))
+    minutes = sum(len(clip.state) for clip in found.speech) / FPS / 60
+    facts = [
+        f"A blink: frames in a row whose judged eyes are open less than {BLINK}.",
+        f"True numbers, speech: {count / minutes:.1f} a minute of {shut / max(1, count):.2f} frames.",
+        f"Smeared: mean absolute Laplacian below {SMEARED} of the mean of both keyframes around."]
+    if seen["ceiling"][0].eyes is not None:
+        pairs = list(zip(seen["ceiling"], seen["still"]))
+        apart = np.mean([np.abs(np.diff(s.eyes[..., 0])).mean() for s, _ in pairs])
+        colour = np.divide(*np.sum([distance_of_irises(s, given) for s, given in pairs], 0))
+        facts.append(f"Ceiling's eyes: left less right opening {apart:.3f}; irises (of eyes open "
+                     f"more than {OPEN}) {colour:.1f} from the given picture's. Control: a stranger.")
+    return facts + [
         f"Closed lips: judged jaw below {limits['closed below']:.2f}, as in 95 % of drawn m, b, p.",
         f"Open mouth: above {limits['open above']:.2f}, as in 95 % of drawn open vowels.",
         f"True jaws of clips paired as in the control correlate by {alike:.2f} (silence first).",
@@ -306,7 +399,11 @@ def write_pictures(out: Path, found: Material, watched: Watched, size: int) -> N
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     began, model = time.monotonic(), loaded(args.weights)
-    judges = Judges.load(args.judges or args.weights / "judges.safetensors")
+    path = args.judges or args.weights / "judges.safetensors"
+    judges = Judges.load(path)
+    if not judges.sees_eyes:
+        cli.warn(f"{path}: made before judges saw single eyes; what is measured of these is left "
+                 "out (python -m toy.evaluation.judges makes new ones)")
     cli.make_folder(args.out)
     processes = torch.get_num_threads()
     torch.set_num_threads(1)                 # else it and the processes stand in each other's way
@@ -327,6 +424,10 @@ def main(argv: list[str] | None = None) -> None:
             lambda videos: counted([s.event == k for s, k in zip(videos, found.kinds)]), wilson))
         facts.append("Vocalisations recognised: " + ", ".join(
             f"{kind} {events.count(kind)} of {args.nsv}" for kind, events in answers.items()) + ".")
+    rows += eye_rows(watched.speech) + blink_rows(openings(watched.speech), "speech")
+    rows += sharpness_rows(watched.speech, watched.nsv, model.config.keyframe.spacing)
+    if watched.long_openings:
+        rows += blink_rows(watched.long_openings, "films of a minute")
     rows += watched.long_rows + quality_and_cost_rows(watched, wall, processes)
 
     text = describe(rows, facts + watched.long_facts)

@@ -18,7 +18,7 @@ from keyface import Plan
 from tools.media import FPS
 from tools.stats import correlation
 from toy.evaluation.films import face_of, loaded, made, make_film, make_truth
-from toy.evaluation.judges import JUDGED, Judges, to_tensor
+from toy.evaluation.judges import EYE_OPEN, JUDGED, Judges, to_tensor
 from toy.evaluation.report import row, write_flicker
 from toy.evaluation.stats import AROUND, change
 from toy.world import Clip, make_clip
@@ -40,6 +40,7 @@ class Course:
     """What is seen of a film in each of its N frames."""
 
     jaw: np.ndarray                                        # (N,)
+    opening: np.ndarray                                    # (N,): of the eyes
     faces: np.ndarray                                      # (N, 64): unit vectors
     sharpness: np.ndarray                                  # (N,)
     change: np.ndarray                                     # (N - 1,): to the next frame, of 255
@@ -47,13 +48,14 @@ class Course:
 
 def follow(judges: Judges, video: np.ndarray) -> Course:
     """A film (N, H, W, 3), uint8."""
-    jaw, faces, sharp = [], [], []
+    states, faces, sharp = [], [], []
     for part in np.split(video, range(250, len(video), 250)):
         images = to_tensor(part)
-        jaw.append(judges.states(images)[:, JAW].numpy())
+        states.append(judges.states(images).numpy())
         faces.append(judges.identity(images).numpy())
         sharp.append(sharpness(images).numpy())
-    return Course(*map(np.concatenate, (jaw, faces, sharp)), change(video))
+    states, faces, sharp = map(np.concatenate, (states, faces, sharp))
+    return Course(states[:, JAW], states[:, EYE_OPEN], faces, sharp, change(video))
 
 
 def joints(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
@@ -105,8 +107,9 @@ def long_rows(clips: list[Clip], seen: dict[str, list[Course]], plan: Plan) -> l
 
 
 def measure(pool: Executor, weights: Path, judges: Judges, count: int, picture: Path
-            ) -> tuple[list[dict], list[str]]:
-    """Rows and facts of the table from `count` films; draws the first one's flicker."""
+            ) -> tuple[list[dict], list[str], dict[str, list[np.ndarray]]]:
+    """Rows and facts of the table from `count` films, and how far eyes are open in each, by column;
+    draws the first one's flicker."""
     config, size = loaded(weights).config, loaded(weights).size
     plan = Plan(SECONDS * FPS, config.keyframe.spacing, config.keyframe.frames, config.dummy_first)
     clips = [make_clip(SEEDS + i, "test", SECONDS, "speech") for i in range(count)]
@@ -136,4 +139,5 @@ def measure(pool: Executor, weights: Path, judges: Judges, count: int, picture: 
         f"Mean difference of consecutive frames: {steps[0]:.2f} of 255, in truth {steps[1]:.2f}.")]
     write_flicker(picture, {"generated": seen["generated"][0].change,
                             "truth": seen["ceiling"][0].change}, *joints(plan), PLOTTED)
-    return rows, facts
+    return rows, facts, {
+        name: [s.opening for s in seen[name]] for name in ("generated", "ceiling", "drawn")}

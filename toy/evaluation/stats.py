@@ -6,6 +6,25 @@ import numpy as np
 
 # Pairs of frames near a frame, the one at 0 beginning with it, and not touching it.
 AROUND = [-6, -5, -4, -3, -2, 1, 2, 3, 4, 5]
+BLINK = .25               # opening of the eyes below which they blink; calm ones are open by .45
+SMEARED = .8              # of the sharpness of the keyframes around, below which a frame is smeared
+
+
+def blinks(opening: np.ndarray, limit: float = BLINK) -> list[int]:
+    """The lengths, in frames, of all runs of frames whose eyes (N,) are open less than `limit`."""
+    shut = np.concatenate([[False], opening < limit, [False]])
+    begin, end = np.flatnonzero(shut[1:] != shut[:-1]).reshape(-1, 2).T
+    return (end - begin).tolist()
+
+
+def smeared(sharpness: np.ndarray, spacing: int) -> tuple[int, int]:
+    """Of frames between two keyframes, of which there is one every `spacing` frames from the first
+    on: how many are less sharp than SMEARED times the mean of these two, and how many there are.
+    `sharpness` is (N,)."""
+    keys = sharpness[::spacing]                                             # (K,)
+    between = sharpness[:(len(keys) - 1) * spacing].reshape(-1, spacing)[:, 1:]
+    limit = SMEARED * (keys[:-1] + keys[1:]) / 2
+    return int((between < limit[:, None]).sum()), between.size
 
 
 def moments(x: np.ndarray, y: np.ndarray) -> np.ndarray:
