@@ -124,14 +124,14 @@ def make(order: Order, wave: np.ndarray, folder: Path, device: str, making: Maki
 
     def keyframes(film: Film, window: int) -> Tensor:
         """As the model's own, and shows them, long before there are frames between them."""
-        latents = KeyFace.keyframes(model, film, window)
+        latents = KeyFace.sample_keyframes(model, film, window)
         model.bring("vae")
         for part in latents.split(model.batch):
             pictures = ((model.vae.to_images(part) + 1) * 127.5).round().byte()
             making.newest.extend(pictures.permute(0, 2, 3, 1).cpu().numpy())
         return latents
 
-    model.keyframes = keyframes
+    model.sample_keyframes = keyframes
     curve = emotion_curve(order.emotion, media.frame_count(len(wave)))          # (N, 2)
     grid = range(0, len(curve), model.config.keyframe.spacing)
     kept: dict[int, np.ndarray] = {}

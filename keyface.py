@@ -95,7 +95,7 @@ class Plan:
         """The number of video frames from the beginning of one group to that of the next."""
         return self.per_window * self.spacing
 
-    def written(self, group: int) -> range:
+    def output_frames(self, group: int) -> range:
         """The video frames that a group hands out: all that it makes up to the end of the sound.
         Every group but the first leaves out its first frame, which the group before has handed
         out."""
@@ -260,15 +260,15 @@ class KeyFace:
         # A group needs the keyframes of its own window and the first one of the next. That window
         # is sampled now and kept for the group to come, so two windows are in memory, never more.
         first = max(start - 1, 0) // plan.span  # the group that hands out `start`
-        current = self.keyframes(film, first)
+        current = self.sample_keyframes(film, first)
         for group in range(first, plan.groups):
-            following = self.keyframes(film, group + 1) if group + 1 < plan.windows else None
+            following = self.sample_keyframes(film, group + 1) if group + 1 < plan.windows else None
             if plan.keyframes == 1:
                 latents = current[:1]
             else:
                 keys = current if following is None else torch.cat([current, following[:1]])
-                latents = self.frames_between(film, group, keys[:len(plan.segments(group)) + 1])
-            own = plan.written(group)
+                latents = self.sample_segments(film, group, keys[:len(plan.segments(group)) + 1])
+            own = plan.output_frames(group)
             latents = latents[own.start - group * plan.span:][:len(own)]
             for begin, part in zip(own[::self.batch], latents.split(self.batch)):
                 self.bring("vae")
@@ -276,7 +276,7 @@ class KeyFace:
                 yield from images.permute(0, 2, 3, 1).cpu().numpy()[max(start - begin, 0):]
             current = following  # all else of this group is forgotten: memory stays as it is
 
-    def keyframes(self, film: Film, window: int) -> Tensor:
+    def sample_keyframes(self, film: Film, window: int) -> Tensor:
         """Stage 1: the usable keyframes of one window, latents (14 or 13, C, h, w)."""
         c, plan = self.config, film.plan
         # The encoders hear all of the sound from the first to the last keyframe, and a bit around.
@@ -303,7 +303,7 @@ class KeyFace:
             film.report("keyframes", window * levels + i + 1, plan.windows * levels)
         return x[0, plan.dummy_first:]
 
-    def frames_between(self, film: Film, group: int, keys: Tensor) -> Tensor:
+    def sample_segments(self, film: Film, group: int, keys: Tensor) -> Tensor:
         """Stage 2: all frames from the first to the last of the keyframes `keys` (k + 1, C, h, w),
         made as k segments at once: latents (13 k + 1, C, h, w)."""
         c, plan = self.config, film.plan
@@ -313,8 +313,8 @@ class KeyFace:
         tokens = self.interp_audio.encode(film.wave, first, last + 1)
         audio_tokens = torch.stack([tokens[a - first:b - first + 1] for a, b in segments])
 
-        # What a segment is told: its two keyframes and the sound of each of its 14 frames. Both ends
-        # are made again with the rest, so that they move as their neighbours do.
+        # What a segment is told: its two keyframes and the sound of each of its 14 frames. The two
+        # ends are generated too, not copied from the keyframes, so that motion is continuous.
         self.bring("interp", "interp_bad")
         ends = torch.stack([keys[:-1], keys[1:]], dim=1)  # (k, 2, C, h, w)
         known = self.interp.conditions(ends, audio_tokens)
@@ -325,7 +325,8 @@ class KeyFace:
         noise = torch.stack([diffusion.seeded_noise(film.seed, 1, a // plan.spacing, shape)
                              for a, _ in segments]).to(self.device)
         # The paper's way: the two copies of a shared frame start from the same noise and are set to
-        # their mean after each step. The published code averages decoded pixels instead.
+        # their mean after each step. Otherwise segments are sampled on their own, and `merge`
+        # averages the finished latents (the published code: the decoded pixels).
         after_step = None
         if c.average_shared:
             noise[:-1, -1] = noise[1:, 0]

@@ -66,7 +66,7 @@ class Config:
     interp_audio: AudioConfig | None = field(default_factory=lambda: AudioConfig.full("wav2vec2"))
     size: int = 512  # side of the image in pixels
     dummy_first: bool = True  # released: the first keyframe of a window repeats the identity
-    average_shared: bool = False  # the paper: copies of a shared frame are averaged at each step
+    average_shared: bool = False  # True, as in the paper: shared frames are averaged at each step
     steps: int = 10
     id_guidance: float = 2.0
     audio_guidance: float = 5.0
@@ -136,8 +136,8 @@ class Conditions(NamedTuple):
 
     def keep(self, identity: Tensor, audio: Tensor) -> "Conditions":
         """Drops the identity (or both ends) and the audio of each clip for which these (B,) are 0
-        and not 1. Dropped conditions are zeroed after embedding, so no bias remains. Emotion is
-        never dropped."""
+        and not 1. The audio is zeroed after its embedding, so that the embedding's bias does not
+        remain. Emotion is never dropped."""
         return self._replace(concat=self.concat * identity[:, None, None, None],
                              context=self.context * audio[:, None, None])
 
@@ -190,13 +190,13 @@ class Stage(nn.Module):
         return Conditions(concat, context, vector)
 
     def attach(self, x: Tensor, concat: Tensor) -> Tensor:
-        """The network's input (B*T, 8 or 9, h, w): the noisy latents x (B, T, C, h, w), which c_in
+        """The network's input (B*T, 2C or 2C + 1, h, w): the noisy latents x (B, T, C, h, w), which c_in
         has scaled already, and their condition channels, which c_in does not scale."""
         b, t, c, h, w = x.shape
-        # Keyframes, 4 + 4 channels: every frame gets the identity latent z_id.
+        # Keyframes, C + C channels (4 + 4): every frame gets the identity latent z_id.
         if not self.config.interpolation:
             return torch.cat([x, concat[:, None].expand(b, t, c, h, w)], dim=2).flatten(0, 1)
-        # Interpolation, 4 + 4 + 1 channels: the sequence [z_s, z_m, ..., z_m, z_e], and the mask M,
+        # Interpolation, C + C + 1 channels: the sequence [z_s, z_m, ..., z_m, z_e], and the mask M,
         # which is 1 at the two known frames.
         start, end = concat[:, None, :c], concat[:, None, c:]  # (B, 1, C, h, w)
         middle = self.learned_mask.expand(b, t - 2, c, h, w)
@@ -272,7 +272,7 @@ def guided_keyframes(denoise: Callable, known: Conditions, id_guidance: float,
                      ) -> Callable[[Tensor, Tensor], Tensor]:
     """A denoiser (x, sigma) -> D with guidance by identity and audio: up to three evaluations, as
     one batch, or (not `batched`) one after the other, in less memory."""
-    # What has no weight is not computed: with both weights 1 the third evaluation is all there is.
+    # What has no weight is not computed: with both guidance weights 1 only the third is.
     weights = diffusion.keyframe_weights(id_guidance, audio_guidance)
     parts = [part for part, weight in zip(guidance_parts(known), weights) if weight]
     weights, k = [weight for weight in weights if weight], len(parts)

@@ -17,8 +17,8 @@ from tools.processes import Processes
 
 MINUTES = 25  # on two cores; --minutes
 BATCH = 4  # windows a step
-LEARNING_RATE = 1e-3  # the highest
-DECAY = 0.998  # of the average of the weights
+LEARNING_RATE = 1e-3  # the highest, after the warm-up
+DECAY = 0.998  # of the average of the weights, a step
 EARLY = 0.2  # of the training, after which autoguidance's bad model is kept
 
 
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
             latent += losses[0].detach() / args.accumulate
             pixel += losses[1].detach() / args.accumulate
         norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
-        if run.sound(latent + pixel, norm):
+        if run.all_finite(latent + pixel, norm):
             optimizer.step()
             average.update_parameters(stage)
         run.report(latent, pixel)

@@ -16,8 +16,8 @@ from tools.processes import Processes
 MINUTES = 45  # on two cores; --minutes
 SPATIAL_FRACTION = 0.15  # of the training: the spatial half alone, on single frames
 BATCH = 4  # windows a step
-LEARNING_RATE = 1.5e-3  # the highest
-DECAY = 0.998  # of the average of the weights
+LEARNING_RATE = 1.5e-3  # the highest, after the warm-up
+DECAY = 0.998  # of the average of the weights, a step
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,8 +51,9 @@ def main(argv: list[str] | None = None) -> None:
 
     while run.go_on():
         # First the spatial half alone, which learns to draw faces from single frames: a step costs
-        # less and teaches more. The temporal half starts as the identity, so adding it later
-        # changes nothing at first. Weights that were trained before have all this behind them.
+        # less and teaches more. Temporal layers start as a pass-through, so when they come in, the
+        # only change is that each frame attends to 14 audio tokens instead of one. All this is left
+        # out where --init gave weights that were trained before.
         spatial_only = run.progress < SPATIAL_FRACTION and not run.facts["trained_before"]
 
         # In the spatial phase a batch has 14 x --batch single frames instead of --batch windows.
@@ -61,11 +62,13 @@ def main(argv: list[str] | None = None) -> None:
         batch = read(size, run.step, rows).to(processes.device)
 
         # What is random follows from the seed and the step. Every process draws noise levels and
-        # noise for the whole batch and takes its rows, so the number of processes changes nothing.
+        # noise for the whole batch and takes its rows, so the number of processes changes nothing
+        # but the order in which numbers are summed.
         torch.manual_seed(args.seed * 10_000_000_000 + run.step)
         frame = int(torch.randint(batch.latents.shape[1], ()))  # of the pixel loss
         draws = stage.draw((size, *batch.latents.shape[1:])).rows(rows).to(processes.device)
-        # As many pictures are decoded for the pixel loss in either phase.
+        # For the pixel loss either phase decodes --batch pictures in all, although the spatial phase
+        # has 14 times as many rows.
         pixels = batch.pictures(args.batch // processes.count, frame)  # (P, 3, H, W)
 
         # The loss and its gradient; with --accumulate for parts of the batch, one after the other.
@@ -78,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
             latent += losses[0].detach() / args.accumulate
             pixel += losses[1].detach() / args.accumulate
         norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
-        if run.sound(latent + pixel, norm):
+        if run.all_finite(latent + pixel, norm):
             optimizer.step()
             average.update_parameters(stage)
         run.report(latent, pixel)

@@ -28,7 +28,7 @@ from tools.processes import Processes
 SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 60, 600  # seconds
 HELD_OUT = 32  # windows
 WARM_UP = 100  # steps in which the learning rate rises
-UNSOUND = 10  # steps in a row that are skipped before a training gives up
+NOT_FINITE = 10  # steps in a row that are skipped before a training gives up
 
 
 # ---- the windows ------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class Run:
         self.held_out, self.processes, self.facts = held_out, processes, facts
         self.csv, self.metrics, self.losses = args.out / f"{name}.csv", [], []
         self.step, self.progress, self.before = 0, 0.0, 0.0  # `before`: seconds of earlier runs
-        self.skipped = self.unsound = 0  # steps, in all and up to now in a row
+        self.skipped = self.not_finite = 0  # steps, in all and up to now in a row
         self.best = math.inf  # see `measure`
         if args.resume:
             self.resume()
@@ -188,23 +188,23 @@ class Run:
             group["lr"] = args.lr * rate
         return True
 
-    def sound(self, loss: Tensor, norm: Tensor) -> bool:
+    def all_finite(self, loss: Tensor, norm: Tensor) -> bool:
         """Whether the loss and the norm of its gradient are finite in all processes; where not, the
-        step is to be skipped. Raises InputError after UNSOUND such steps in a row."""
-        [unsound] = self.processes.agree([float(not (loss + scaling.whole(norm, 0)).isfinite())])
-        self.unsound = self.unsound + 1 if unsound else 0
-        self.skipped += int(unsound)
-        if self.unsound == UNSOUND:
+        step is to be skipped. Raises InputError after NOT_FINITE such steps in a row."""
+        [not_finite] = self.processes.agree([float(not (loss + scaling.whole(norm, 0)).isfinite())])
+        self.not_finite = self.not_finite + 1 if not_finite else 0
+        self.skipped += int(not_finite)
+        if self.not_finite == NOT_FINITE:
             kept = (f"--resume, from {self.args.out}/{self.name}.state of step {self.saved_step}, "
                     "which is intact, and" if self.saved_step else "to begin anew with")
-            raise InputError(f"{self.name}: the loss or its gradient was not finite in {UNSOUND} "
+            raise InputError(f"{self.name}: the loss or its gradient was not finite in {NOT_FINITE} "
                              f"steps in a row; try {kept} an --lr below {self.args.lr:g}")
-        return not unsound
+        return not not_finite
 
     def report(self, latent: Tensor, pixel: Tensor) -> None:
         """Counts a step; now and then measures, shows and saves, but not after a skipped step."""
         self.step += 1
-        if self.unsound:
+        if self.not_finite:
             return
         self.losses.append((latent.item(), pixel.item()))
         if not self.takes_part:
@@ -255,13 +255,15 @@ class Run:
                   self.held_out)
         self.shown = time.monotonic() - self.began
 
-    def keep(self, path: Path, **figures: float) -> None:
-        """Writes the averaged weights, with their origin in the header."""
+    def keep(self, path: Path, **more: float) -> None:
+        """Writes the averaged weights, with their origin and what was last measured in the header."""
         state = scaling.whole(self.average.module.state_dict(), self.processes.rank)
         if self.processes.rank == 0:
+            last = self.metrics[-1] if self.metrics else {}
             checkpoint.save_part(path, state, step=self.step, minutes=round(self.seconds / 60, 1),
                                  config=asdict(self.stage.config), seed=self.args.seed,
-                                 version=checkpoint.code_version(), **figures)
+                                 figures={k: v for k, v in last.items() if k.startswith("val")},
+                                 version=checkpoint.code_version(), **more)
 
     def save(self) -> None:
         """Writes the weights, then what --resume needs beside the same options. What is random
@@ -281,11 +283,11 @@ class Run:
         """The end, by the clock or by a signal."""
         done = self.progress >= 1
         if self.takes_part:
-            if self.step > self.saved_step:
-                self.save()
             if done and self.losses:
                 self.measure()
                 self.show()
+            if self.step > self.saved_step:
+                self.save()
         if self.processes.rank == 0:
             print(f"{'done' if done else 'stopped'}: step {self.step}, {self.seconds / 60:.1f} "
                   f"minutes; in {self.args.out}", flush=True)

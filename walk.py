@@ -54,7 +54,7 @@ model = KeyFace.load(cli.WEIGHTS)
 config = model.config
 T, S, (C, h, w) = config.keyframe.frames, config.keyframe.spacing, config.keyframe.latent_shape
 model.batch = T  # all segments of a group go through the network in one call
-windows, groups = watched(model, "keyframes"), watched(model, "frames_between")
+windows, groups = watched(model, "sample_keyframes"), watched(model, "sample_segments")
 key_calls = watched(model.keyframe, "denoise")
 good_calls, bad_calls = watched(model.interp, "denoise"), watched(model.interp_bad, "denoise")
 
@@ -329,7 +329,7 @@ for i in range(plan.windows):
     axes.plot(placed, [3] * T, "-o", color=colour, mfc="white", ms=4, lw=0.8)
     axes.plot(used, [3] * len(used), "o", color=colour, ms=4)
 for group in range(plan.groups):
-    colour, written = (BLUE, ORANGE)[group % 2], plan.written(group)
+    colour, written = (BLUE, ORANGE)[group % 2], plan.output_frames(group)
     for i, (first, last) in enumerate(plan.segments(group)):
         axes.plot((first, last), [2.13 - 0.26 * (i % 2)] * 2, color=colour, lw=3,
                   solid_capstyle="butt")

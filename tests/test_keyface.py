@@ -72,7 +72,7 @@ def test_plan_laws(dummy_first):
         for group, window, following in zip(groups, usable, [*usable[1:], []]):
             assert {f for s in group for f in s} <= {*window, *following[:1]}, n
         assert plan.padded == made[-1][-1] + 1 >= n
-        written = [plan.written(g) for g in range(plan.groups)]
+        written = [plan.output_frames(g) for g in range(plan.groups)]
         assert [f for frames in written for f in frames] == list(range(n))
         for group, frames in zip(groups if n > 1 else [], written):
             assert group[0][0] <= frames[0] and frames[-1] <= group[-1][1], n

@@ -129,7 +129,7 @@ def test_training_learns_and_saves(frozen, cache, tmp_path, train, monkeypatch):
     assert all(torch.equal(kept[k], average[k].half()) for k in kept)
 
 
-def unsound(monkeypatch, steps: range) -> None:
+def overflow(monkeypatch, steps: range) -> None:
     """Makes the loss of these steps NaN, or in even ones only its gradient."""
     forward = Stage.forward
 
@@ -146,8 +146,8 @@ def unsound(monkeypatch, steps: range) -> None:
 def test_a_step_that_is_not_finite_is_skipped_and_counted(frozen, tmp_path, train, monkeypatch,
                                                           capsys):
     """After one fewer than end a training all is as before them, and training goes on."""
-    monkeypatch.setattr(training, "UNSOUND", 4)
-    unsound(monkeypatch, range(2, 5))
+    monkeypatch.setattr(training, "NOT_FINITE", 4)
+    overflow(monkeypatch, range(2, 5))
     out = copy(frozen, tmp_path / "out")
     before = train(train_keyframe, out, "--steps=6", stop=2)
     after = train(train_keyframe, out, "--steps=6", "--resume", stop=3)
@@ -162,7 +162,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(frozen, tmp_path, trai
 
 
 def test_ten_such_steps_in_a_row_end_the_training(frozen, tmp_path, train, monkeypatch):
-    unsound(monkeypatch, range(2, 13))
+    overflow(monkeypatch, range(2, 13))
     monkeypatch.setattr(training, "SAVE_EVERY", -1)
     out = copy(frozen, tmp_path / "out")
     with pytest.raises(InputError, match="keyframe: the loss or its gradient was not finite in 10 "

@@ -15,11 +15,11 @@ from vae import VAEConfig
 
 CLIPS = 1200  # of the drawn world to learn from
 TIMES_SEEN = 36  # how often each clip of the drawn world is seen, about
-STEPS_A_MINUTE = 220  # about, on two cores; only the number of clips to prepare follows from it
+STEPS_A_MINUTE = 220  # on fast cores; only the number of clips to prepare follows from it
 
 
 def options(argv: list[str] | None, description: str, minutes: float, batch: int, lr: float) -> argparse.Namespace:
-    """The options of both trainings; their defaults are the arguments."""
+    """The options of both trainings. minutes, batch and lr are the calling script's defaults."""
     parser = Parser(description=description)
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/toy"), help="weights folder to train into")
@@ -51,8 +51,8 @@ def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
     """The model of `--out`, with its frozen parts read and both stages as initialised by --seed.
 
     Rank 0 first makes --out a weights folder: config.json and the frozen parts of --init, of --out
-    itself, or of the shipped weights; of --init also the bad model, since weights that go on from
-    finished ones are never under-trained again. Raises InputError where parts are missing.
+    itself, or of the shipped weights; of --init also the bad model of autoguidance, if it is there,
+    since a training that goes on from finished weights passes through no bad state. Raises InputError where parts are missing.
     """
     pretrained.published(args, processes.rank == 0)
     if processes.rank == 0:

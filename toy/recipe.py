@@ -28,7 +28,8 @@ from tools.cli import HERE, InputError, Parser, make_folder, number, remember_si
 @dataclass(frozen=True)
 class Phase:
     """A part of the recipe. `words` are its command after "python", without --steps and --out, and
-    with DIR for the weights folder; `hours` are the core hours that it took for the shipped weights, `steps` those of that time."""
+    with DIR for the weights folder; `hours` are core hours on the machine of the shipped weights
+    (estimates, until these are made), `steps` those of that time."""
 
     name: str
     words: tuple[str, ...]
@@ -42,7 +43,12 @@ AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 400
 WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 18000, 1.1, "wavlm")
 BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 4000, .3, "beats")
 JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", alone=True)
-PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES)
+KEYFRAMES = Phase("keyframes", ("train_keyframe.py",), 20000, 6, "keyframe")
+# Once more with half the rate and the windows in another order, from the average of the weights.
+SLOWER = Phase("keyframes, slower", ("train_keyframe.py", "--init", "DIR", "--seed", "1",
+                                     "--lr", "8e-4"), 10000, 3, "keyframe")
+INTERPOLATION = Phase("interpolation", ("train_interp.py",), 16000, 4.5, "interp")
+PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES, KEYFRAMES, SLOWER, INTERPOLATION)
 HOURS = sum(phase.hours for phase in PHASES)
 
 
