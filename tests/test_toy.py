@@ -255,10 +255,16 @@ sys.exit(5 if name == "b" and first else 0)
     monkeypatch.setattr(recipe, "PHASES", phases)
     monkeypatch.setattr(recipe, "HOURS", 2)
     words = ["--out", str(tmp_path), "--hours", "1"]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/evaluation.json").touch()
     with pytest.raises(cli.InputError, match="b ended with exit status 5"):
         recipe.main(words)
     recipe.main(words)
     recipe.main(words)
+    monkeypatch.setattr(recipe, "jaw", lambda folder: 0.75)
+    recipe.main([*words, "--until-jaw", ".7"])
+    with pytest.raises(cli.InputError, match="0.750 is less than 0.8"):
+        recipe.main([*words, "--until-jaw", ".8"])
     assert (tmp_path / "said").read_text().splitlines() == ["a 50", "b 50 init", "b 50 resume"]
     text = (tmp_path / "README.md").read_text()
     assert "| a | 50 |" in text and "dB 31.25" in text
@@ -269,6 +275,15 @@ def test_a_phase_that_knows_no_other_processes_is_alone(tmp_path):
     assert "torch.distributed.run" in recipe.command(recipe.BEATS, args, begun=False)
     assert "torch.distributed.run" not in recipe.command(recipe.JUDGES, args, begun=False)
     assert recipe.JUDGES.steps == sum(judges.STEPS.values())
+
+
+def test_the_race_measures_films_by_their_jaw(monkeypatch):
+    """True pictures, and the same ones backwards, stand in for a film."""
+    clip = make_clip(recipe.VALIDATION, "train", 4, "speech")
+    pictures = world.to_bytes(world.frames(clip, np.arange(len(clip.state)), 64))
+    for film, low, high in ((pictures, 0.9, 1), (pictures[::-1], -1, 0.6)):
+        monkeypatch.setattr(recipe, "make_film", lambda *_, film=film: (film.copy(), 1.0))
+        assert low < recipe.jaw(cli.WEIGHTS, clips=1) < high
 
 
 def test_the_autoencoder_learns_from_videos(tmp_path, capsys):

@@ -1,11 +1,15 @@
 """Makes the drawn world's weights from nothing, in one command: `python -m toy.recipe --out DIR`.
 
-A recipe is a list of phases: autoencoder, audio encoders, judges, keyframes, interpolation, and at
-the end the evaluation. Each phase is a command of this project that anybody can give by hand, for a
+A recipe is a list of phases: autoencoder, audio encoders, judges, keyframes, interpolation. At the
+end the weights are evaluated (`python -m toy.evaluation`, into DIR/results). Each phase is a command of this project that anybody can give by hand, for a
 number of steps that follows from --hours. What is finished is written to DIR/recipe.json, so the
 same command goes on after any interruption, in the middle of a phase too. A finished phase needs
 only the weights folder that it leaves: it can be carried to another machine and continued there.
 The last lines of output are the weights' card, DIR/README.md.
+
+`--until-jaw .8` is a race: it says how many seconds the phases took by the clock, and whether in
+films of 20 validation clips the jaw then correlates with the truth so well. --hours is for you to
+choose: the least that suffices wins.
 """
 
 import json
@@ -19,10 +23,19 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from keyface import KeyFace
 from tools.checkpoint import code_version, load_metadata, read_json, save_text
 from tools.cli import HERE, InputError, Parser, make_folder, number, remember_signals, run
+from tools.stats import correlation
+from toy.evaluation.films import face_of, make_film
+from toy.evaluation.judges import JUDGED, Judges, to_tensor
+from toy.faces import STATE
+from toy.world import make_clip
+
+VALIDATION = 77_000_000  # first seed of the clips of --until-jaw
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,22 @@ def work(phase: Phase, args: Namespace, record: dict, signals: list[int]) -> boo
     return entry["done"]
 
 
+# ---- how good it is ---------------------------------------------------------------------------------
+
+
+def jaw(weights: Path, clips: int = 20) -> float:
+    """The judged jaw's correlation with the truth, a mean over films of clips of the train split
+    that no training has seen: people and words like those it learned from, so that the test split
+    stays untouched."""
+    judges = Judges.load(weights / "judges.safetensors")
+    model, found = KeyFace.load(weights), []
+    for clip in (make_clip(VALIDATION + i, "train", 4, "speech") for i in range(clips)):
+        video, _ = make_film(weights, face_of(clip, model.size, 0), clip.wave, clip.emotion, 0)
+        states = judges.states(to_tensor(video)).numpy()
+        found.append(correlation(states[:, JUDGED.index("jaw")], clip.state[:, STATE.index("jaw")]))
+    return float(np.mean(found))
+
+
 # ---- the card -------------------------------------------------------------------------------------
 
 
@@ -169,6 +198,8 @@ def main(argv: list[str] | None = None) -> None:
                         "of a machine like that of the shipped weights; default: what they took")
     parser.add_argument("--processes", type=number(int, 1, 4), default=1,
                         help="that share each batch, one a core or GPU: 1, 2 or 4")
+    parser.add_argument("--until-jaw", type=number(float, 0, 1), metavar="R",
+                        help="instead of the evaluation say whether the jaw's correlation is R")
     args = parser.parse_args(argv)
     args.out = args.out.resolve()
     make_folder(args.out)
@@ -176,6 +207,21 @@ def main(argv: list[str] | None = None) -> None:
     for phase in PHASES:
         if not record.get(phase.name, {}).get("done") and not work(phase, args, record, signals):
             return
+    if args.until_jaw:
+        seconds = 3600 * sum(entry["hours"] for entry in record.values())
+        reached = jaw(args.out)
+        print(f"jaw={reached:.3f} seconds={seconds:.0f} processes={args.processes}")
+        if reached < args.until_jaw:
+            raise InputError(f"--until-jaw: {reached:.3f} is less than {args.until_jaw:g}; give more "
+                             "--hours, and another --out")
+    elif not (args.out / "results" / "evaluation.json").exists():
+        words = [sys.executable, "-m", "toy.evaluation", "--weights", str(args.out), "--out",
+                 str(args.out / "results")]
+        status = wait(subprocess.Popen(words, cwd=HERE), signals)
+        if signals:
+            return
+        if status:
+            raise InputError(f"the evaluation ended with exit status {status}; what it said is above")
     text = card(args.out, record)
     save_text(args.out / "README.md", text)
     print(f"\n{text}")
