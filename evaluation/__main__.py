@@ -88,9 +88,9 @@ class Measured:
             warn(f"{odd} videos are not as long as the truth; the frames of both are compared")
 
     def row(self, metric: str, better: str, of: Callable[[Seen, Seen | None], float],
-            estimate: Callable = bootstrap) -> None:
+            estimate: Callable = bootstrap, without: str = "no video allows it") -> None:
         """A metric of each video beside the true one, nan where it has none; for the column "truth"
-        the true one is both."""
+        the true one is both. `without` says why where no video has it."""
         found = {"metric": metric, "better": better}
         for name, column in zip(COLUMNS, (self.pairs, [(true, true) for _, true in self.both])):
             values = counted([of(*pair) for pair in column])
@@ -99,7 +99,7 @@ class Measured:
         if "generated" in found:
             self.rows.append(found)
         else:
-            self.left.append(f"{metric}: no video allows it")
+            self.left.append(f"{metric}: {without}")
 
     def along(self, name: str, values: dict[Path, np.ndarray], frames: int = FPS) -> None:
         """A curve for curves.csv and curves.png: means of so many values."""
@@ -169,12 +169,15 @@ class Measured:
             n = 0 if y is None or s.opening is None else min(len(s.opening), len(y))
             return measure(s.opening[:n], y[:n]) if n > FPS else np.nan
 
-        for name, other in (("the truth's", lambda s, true: true and true.opening),
-                            ("loudness", lambda s, _: s.loudness)):
+        for name, other, without in (
+                ("the truth's", lambda s, true: true and true.opening,
+                 "no video longer than a second has a true one and mouths in both"),
+                ("loudness", lambda s, _: s.loudness,
+                 "no video longer than a second has a mouth and sound")):
             self.row(f"opening of the mouth, correlation with {name}", "higher",
-                     partial(against, other, correlation))
+                     partial(against, other, correlation), without=without)
             self.row(f"opening of the mouth, frames after {name}", "0",
-                     partial(against, other, best_lag))
+                     partial(against, other, best_lag), without=without)
 
     def lip_leak(self) -> None:
         silent = [s.path for pair in self.pairs for s in pair
@@ -184,7 +187,8 @@ class Measured:
         def leak(s: Seen, _) -> float:
             limit = closed if s.points is None else OPEN
             return (s.opening > limit).mean() if s.path in silent else np.nan
-        self.row("LipLeak: open mouths to silent sound", "lower", leak)
+        self.row("LipLeak: open mouths to silent sound", "lower", leak,
+                 without="no video with a mouth has silent sound")
 
     def first_and_last(self, name: str, better: str, curve: str) -> None:
         self.along(name, {s.path: getattr(s, curve) for pair in self.pairs for s in pair if s})
@@ -200,7 +204,8 @@ class Measured:
         seen = {s.path: self.judges.vocalisation(torch.from_numpy(s.states))
                 for pair in self.pairs if asked(pair[0]) for s in pair if s}
         self.row("NSV accuracy", "higher", lambda s, _: seen[s.path] == asked(s)
-                 if asked(s) and s.path in seen else np.nan, wilson)
+                 if asked(s) and s.path in seen else np.nan, wilson,
+                 "no video is named after a vocalisation")
         answers = [(asked(s), seen[s.path]) for s, _ in self.pairs if asked(s)]
         if answers:
             write_confusion(picture, answers, list(KINDS), [*KINDS, "speech"])
