@@ -190,8 +190,8 @@ class Stage(nn.Module):
         return Conditions(concat, context, vector)
 
     def attach(self, x: Tensor, concat: Tensor) -> Tensor:
-        """The network's input (B*T, 2C or 2C + 1, h, w): the noisy latents x (B, T, C, h, w), which c_in
-        has scaled already, and their condition channels, which c_in does not scale."""
+        """The network's input (B*T, 2C or 2C + 1, h, w): the noisy latents x (B, T, C, h, w), which
+        c_in has scaled already, and their condition channels, which c_in does not scale."""
         b, t, c, h, w = x.shape
         # Keyframes, C + C channels (4 + 4): every frame gets the identity latent z_id.
         if not self.config.interpolation:

@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     for i, wave in enumerate(tqdm(waves, "films")):
         frames = np.stack(list(model.animate(picture, wave, seed=args.seed)))        # (N, H, W, 3)
         jaws.append(judges.states(to_tensor(frames))[:, JAW].numpy())
-        media.write_video(films[i], frames, wave, max(model.size, 256))
+        media.write_video(films[i], frames, wave, media.film_side(model.size))
 
     turns = [turned(jaw, sound) for jaw, sound in zip(jaws, sounds)]
     others = []

@@ -30,6 +30,7 @@ from tools.media import (
     FPS,
     FRAME_SAMPLES,
     SAMPLE_RATE,
+    film_side,
     frame_count,
     read_audio,
     read_image,
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     began, busy = time.perf_counter(), time.process_time()
     frames = clock.making("making frames", model.animate(image, wave, EMOTION))
     with tempfile.TemporaryDirectory() as folder:
-        write_video(Path(folder) / "film.mp4", frames, wave, max(model.size, 256))
+        write_video(Path(folder) / "film.mp4", frames, wave, film_side(model.size))
     total, busy = time.perf_counter() - began, time.process_time() - busy
     made = clock.seconds.pop("making frames")
     clock.seconds["the rest of sampling"] = made - sum(clock.seconds.values())

@@ -23,7 +23,7 @@ from evaluation.watch import sharpness
 from stage import Config
 from tools import cli
 from tools.cli import WEIGHTS, number
-from tools.media import FPS, write_video
+from tools.media import FPS, film_side, write_video
 from tools.stats import correlation
 from toy.evaluation.films import face_of, loaded, made, make_truth, workers
 from toy.evaluation.judges import JUDGED, Judges, closed_lips, to_tensor
@@ -61,7 +61,7 @@ def cost(weights: Path, clip: Clip, settings: dict[str, float]) -> tuple[float, 
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        write_video(Path(folder) / "film.mp4", watched(), clip.wave, max(model.size, 256))
+        write_video(Path(folder) / "film.mp4", watched(), clip.wave, film_side(model.size))
     return (time.perf_counter() - began) * FPS / len(clip.state), arrived[0] - began
 
 

@@ -1,11 +1,12 @@
 """Makes the drawn world's weights from nothing, in one command: `python -m toy.recipe --out DIR`.
 
 A recipe is a list of phases: autoencoder, audio encoders, judges, keyframes, interpolation. At the
-end the weights are evaluated (`python -m toy.evaluation`, into DIR/results). Each phase is a command of this project that anybody can give by hand, for a
-number of steps that follows from --hours. What is finished is written to DIR/recipe.json, so the
-same command goes on after any interruption, in the middle of a phase too. A finished phase needs
-only the weights folder that it leaves: it can be carried to another machine and continued there.
-The last lines of output are the weights' card, DIR/README.md.
+end the weights are evaluated (`python -m toy.evaluation`, into DIR/results). Each phase is a
+command of this project that anybody can give by hand, for a number of steps that follows from
+--hours. What is finished is written to DIR/recipe.json, so the same command goes on after any
+interruption, in the middle of a phase too (the judges begin anew). A finished phase needs only the
+weights folder that it leaves: it can be carried to another machine and continued there. The last
+lines of output are the weights' card, DIR/README.md.
 
 `--until-jaw .8` is a race: it says how many seconds the phases took by the clock, and whether in
 films of 20 validation clips the jaw then correlates with the truth so well. --hours is for you to

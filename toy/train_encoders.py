@@ -1,9 +1,9 @@
 """Trains the tiny WavLM and BEATs on toy sound with labels: `python -m toy.train_encoders`.
 
-The paper's encoders come pretrained and frozen; these stand in for them, after 80 minutes on one
-core. WavLM learns what is said: the phoneme at each 20 ms token and at its neighbours, and the lips
-that go with it, so that a single token tells a mouth that is co-articulated. BEATs learns the kind
-of sound event and the gesture that goes with it. Both hear chunks cut as `AudioEncoder` cuts them.
+The paper's encoders come pretrained and frozen; these stand in for them. WavLM learns
+what is said: the phoneme at each 20 ms token and at its neighbours, and the lips that go with it,
+so that a single token tells a mouth that is co-articulated. BEATs learns the kind of sound event
+and the gesture that goes with it. Both hear chunks cut as `AudioEncoder` cuts them.
 Writes `wavlm.safetensors` and `beats.safetensors` (fp16; beside them `wavlm.state` and
 `beats.state` for --resume), and prints what they know of voices, sentences and vocalisations that
 they have never heard. Several processes share each batch, as in the other trainings:

@@ -1,4 +1,4 @@
-"""Trains the tiny autoencoder on drawn faces: `python -m toy.train_vae`, half an hour on one core.
+"""Trains the tiny autoencoder on drawn faces: `python -m toy.train_vae`.
 
 Every batch is drawn anew: other people, in states that are independent of each other, so that the
 latents hold a shut eye or a rounded mouth whatever the rest of the face does. Writes
