@@ -39,11 +39,12 @@ from tools.cli import (
     run,
     warn,
 )
+from tools.muon import optimizers
 from tools.processes import Processes
 from toy.faces import STATE, draw, random_identity
 from vae import VAE, VAEConfig, brightness_error
 
-LR, WARM_UP, BATCH, KL = 2e-3, 200, 16, 2e-4
+LR, WARM_UP, BATCH, KL = 1e-3, 240, 4, 2e-4
 AT_MOUTH, AT_EYES = 3.0, 3.0  # how much more errors weigh there
 REPORT_EVERY, SAVE_EVERY = 120, 300  # seconds
 HELD_OUT = 10_000_000         # seeds from here on are people who never occur in training
@@ -210,14 +211,15 @@ def save(out: Path, vae: VAE, faces: DrawnFaces | FilmedFaces, done: bool, **sta
 def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes) -> None:
     """Trains for args.steps, or goes on with what args.out holds, and writes it there."""
     torch.manual_seed(0)
-    vae = VAE(VAEConfig.tiny(faces.size)).to(processes.device)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=LR, weight_decay=1e-4)
+    vae = VAE(VAEConfig.tiny(faces.size)).to(processes.device, memory_format=torch.channels_last)
+    both = optimizers(vae, LR, ("conv_in", "conv_out"))
     step, before = 0, 0.0  # done in earlier runs: steps, and their seconds
     if args.resume:
         state = load_state(args.out / "vae.state")
         try:
             vae.load_state_dict(state["vae"])
-            optimizer.load_state_dict(state["optimizer"])
+            for optimizer, known in zip(both, state["optimizers"], strict=True):
+                optimizer.load_state_dict(known)
             step, before = state["step"], state["seconds"]
         except (KeyError, RuntimeError, TypeError, ValueError):
             raise InputError(f"--resume: {args.out / 'vae.state'} is of an autoencoder of another "
@@ -229,7 +231,7 @@ def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes
     while step < args.steps and not stopped:
         # Half a cosine down to 1 %, after a warm-up.
         decay = .01 + .99 * math.cos(step / args.steps * math.pi / 2) ** 2
-        for group in optimizer.param_groups:
+        for group in both[0].param_groups + both[1].param_groups:
             group["lr"] = LR * min(1, (step + 1) / WARM_UP) * decay
 
         # Pictures and noise follow from the number of the step, whatever the number of processes.
@@ -238,13 +240,14 @@ def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn(BATCH, vae.config.z_channels, side, side, generator=generator)
         loss = objective(x, noise[rows].to(x))
-        optimizer.zero_grad()
+        vae.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in both:
+            optimizer.step()
         step += 1
 
-        running += (loss.item() - running) * max(.01, 1 / (step - steps_then))
+        running += (loss.item() - running) * max(.004, 1 / (step - steps_then))
         [stopped] = processes.agree([float(bool(signals))])
         done, now = step == args.steps or stopped, time.monotonic()
         seconds = before + now - start
@@ -256,7 +259,7 @@ def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes
             reported = now
         if first and (now - saved > SAVE_EVERY or done):
             config = save(args.out, vae, faces, step == args.steps, step=step, seconds=seconds,
-                          optimizer=optimizer.state_dict())
+                          optimizers=[optimizer.state_dict() for optimizer in both])
             saved = now
     if first and args.steps > steps_then:
         for name, values in (("mean", config.latent_mean), ("std", config.latent_std)):
@@ -266,7 +269,7 @@ def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=number(int, 1, 10**9), default=3000,
+    parser.add_argument("--steps", type=number(int, 1, 10**9), default=9000,
                         help=f"in all, of {BATCH} pictures")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
     parser.add_argument("--size", type=int, choices=(64, 128), default=64,

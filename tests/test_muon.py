@@ -1,0 +1,44 @@
+"""The optimizer of the autoencoder against the singular values of a matrix, and torch's own."""
+
+import torch
+from torch import nn
+
+from tools.muon import Muon, optimizers, orthogonal
+from vae import VAE, VAEConfig
+
+
+def test_orthogonal_keeps_the_singular_vectors_and_evens_the_values():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 40, generator=generator) * torch.logspace(-1, 0, 12)[:, None]
+    for matrix in (x, x.T):
+        u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+        assert s[0] > 10 * s[-1]
+        inner = u.T @ orthogonal(matrix) @ vt.T
+        assert ((.65 < inner.diag()) & (inner.diag() < 1.25)).all()
+        assert (inner - inner.diag().diag()).abs().max() < 1e-4
+
+
+def test_steps_as_torch_does(monkeypatch):
+    """torch's Muon takes matrices only; bfloat16 is exchanged for float32 in it."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda self: self.float())
+    generator = torch.Generator().manual_seed(0)
+    start, *grads = torch.randn(4, 8, 27, generator=generator)
+    theirs, ours = nn.Parameter(start.clone()), nn.Parameter(start.view(8, 3, 3, 3).clone())
+    optimizer = torch.optim.Muon([theirs], lr=.02, weight_decay=.01, momentum=.95,
+                                 adjust_lr_fn="match_rms_adamw")
+    mine = Muon([ours], lr=.02)
+    for grad in grads:
+        theirs.grad, ours.grad = grad, grad.view(8, 3, 3, 3)
+        optimizer.step()
+        mine.step()
+    assert (ours - start.view_as(ours)).abs().max() > .01
+    torch.testing.assert_close(ours.flatten(1), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_every_parameter_has_one_optimizer():
+    vae = VAE(VAEConfig.tiny())
+    muon, adam = ([p for group in each.param_groups for p in group["params"]]
+                  for each in optimizers(vae, 1e-3, ("conv_in", "conv_out")))
+    assert {*map(id, muon)} | {*map(id, adam)} == {*map(id, vae.parameters())}
+    assert len(muon) + len(adam) == len(list(vae.parameters()))
+    assert all(p.ndim == 4 for p in muon) and id(vae.decoder.conv_out.weight) in map(id, adam)

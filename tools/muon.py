@@ -1,0 +1,61 @@
+"""Muon: momentum whose direction is made orthogonal, for the matrices of a network; AdamW for the
+rest. (Jordan et al., 2024, kellerjordan.github.io/posts/muon; scaled as in arXiv 2502.16982.)
+
+A gradient of a matrix is mostly a few large directions. Made orthogonal, it moves all directions
+alike, so that what is rare is learned, too. `torch.optim.Muon` does the same for matrices alone and
+in bfloat16, in which CPUs without bfloat16 are ten times slower; this one takes convolutions.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM, DECAY = .95, .01
+
+
+def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
+    """A matrix (m, n) with about the singular vectors of x, and singular values between .7 and 1.2:
+    of x = U S V^T about U V^T, by Newton and Schulz's iteration, in matrix products alone."""
+    # With x scaled so that no singular value is above 1, each step applies to all of them
+    #     f(s) = a s + b s^3 + c s^5,
+    # whose slope a at 0 lifts the small ones quickly.
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = x / (x.norm() + 1e-7)
+    if x.shape[0] > x.shape[1]:
+        return orthogonal(x.T, steps).T
+    for _ in range(steps):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """For weights of two and more dimensions; (O, I, k, k) is a matrix of O rows. A step's root
+    mean square is .2 times the learning rate, about AdamW's, so that both take the same rate."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                m = state["momentum"].mul_(MOMENTUM).add_(p.grad)
+                direction = (p.grad + MOMENTUM * m).flatten(1)          # Nesterov's: (O, I k k)
+                direction = orthogonal(direction) * .2 * math.sqrt(max(direction.shape))
+                p.mul_(1 - group["lr"] * DECAY).sub_(direction.view_as(p), alpha=group["lr"])
+
+
+def optimizers(network: nn.Module, lr: float, ends: tuple[str, ...]) -> list[torch.optim.Optimizer]:
+    """Muon for the network's matrices, and AdamW for its vectors and for the layers at its `ends`,
+    which are those with one of these words in their names."""
+    named = list(network.named_parameters())
+    inner = [p for name, p in named if p.ndim > 1 and not any(word in name for word in ends)]
+    chosen = {id(p) for p in inner}
+    rest = [p for _, p in named if id(p) not in chosen]
+    return [Muon(inner, lr), torch.optim.AdamW(rest, lr, weight_decay=DECAY)]
