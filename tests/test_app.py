@@ -95,7 +95,7 @@ def asked():
 @pytest.fixture(scope="module")
 def page(browser, address, asked):
     page = browser.new_page(reduced_motion="reduce")        # what moves costs a third of the time
-    page.set_default_timeout(300_000)      # of a machine that is busy; a wait ends early
+    page.set_default_timeout(600_000)      # of a machine that is busy; a wait ends early
     page.on("request", lambda request: asked.add(re.match(r"\w+:(//[^:/]*)?", request.url)[0]))
     page.goto(address)
     page.get_by_label("number input for steps").fill("1")
