@@ -253,11 +253,11 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
                                          for label in ("The film before", "This film"))
         image.preprocess = lambda file: file and file.path  # of bad files the command's words tell
 
-        image.change(answered(lambda path: path and box(path)), image, crop)
+        look = answered(lambda path, crop: path and seen(path, crop, size))
+        image.change(answered(lambda path: path and box(path)), image, crop).success(
+            look, [image, crop], preview)       # the box may be that of the picture before
         image.select(centre, [image, crop], crop)
-        gr.on([demo.load, crop.change], answered(
-            lambda path, crop: path and seen(path, crop, size)), [image, crop], preview,
-            trigger_mode="always_last")
+        gr.on([demo.load, crop.change], look, [image, crop], preview, trigger_mode="always_last")
         shipped.click(lambda: str(IMAGE), None, image)
         person.click(lambda: example.person(np.random.default_rng()), None, image)
         speech.click(lambda: str(AUDIO), None, audio)

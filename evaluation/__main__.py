@@ -2,7 +2,8 @@
 
 Both are a video each, or folders of videos that are paired by name (a.mp4 with a.mov). A table is
 printed and written to --out (evaluation.md, evaluation.json), with curves over time (curves.csv, a
-row a second; curves.png). In brackets stand 95 % intervals over the n videos.
+row a second; curves.png). In brackets stand 95 % intervals over the n videos; of a single one over
+parts of it, two seconds long, which says nothing of other videos.
 
 What can be measured depends on what is shown. Faces as this project draws them (toy/) are told from
 others by the shipped autoencoder, and are looked at by the toy world's judges; nothing else is
@@ -41,6 +42,8 @@ from toy.vocalisations import KINDS
 
 COLUMNS = ("generated", "truth")
 BEGINNING, END = slice(10 * FPS), slice(-10 * FPS, None)       # ten seconds each
+HOP = 5                   # frames by which a window slides
+PART = 2 * FPS            # of a single video, values that are resampled together
 OPEN = 0.05               # opening over width of the lips from which a mouth is open
 Pair = tuple[Seen, Seen | None]                                # a generated video and the true one
 
@@ -87,15 +90,19 @@ class Measured:
         if odd := sum(len(a.sharpness) != len(b.sharpness) for a, b in self.both):
             warn(f"{odd} videos are not as long as the truth; the frames of both are compared")
 
-    def row(self, metric: str, better: str, of: Callable[[Seen, Seen | None], float],
+    def row(self, metric: str, better: str, of: Callable[[Seen, Seen | None], float | np.ndarray],
             estimate: Callable = bootstrap, without: str = "no video allows it") -> None:
-        """A metric of each video beside the true one, nan where it has none; for the column "truth"
-        the true one is both. `without` says why where no video has it."""
+        """A metric of each video beside the true one, or its values along time, nan where it has
+        none; for the column "truth" the true one is both. `without` says why no video has it."""
         found = {"metric": metric, "better": better}
         for name, column in zip(COLUMNS, (self.pairs, [(true, true) for _, true in self.both])):
-            values = counted([of(*pair) for pair in column])
-            if n := int(values[:, 1].sum()) if column else 0:
-                found[name] = figure(estimate(values[values[:, 1] > 0]), n)
+            values = [v for pair in column if not np.isnan(v := np.atleast_1d(of(*pair))).any()]
+            table = counted([v.mean() for v in values])
+            if len(values) == 1:
+                parts = np.array_split(values[0], max(1, len(values[0]) // PART))
+                table = np.array([(part.sum(), len(part)) for part in parts])
+            if values:
+                found[name] = figure(estimate(table), len(values))
         if "generated" in found:
             self.rows.append(found)
         else:
@@ -124,8 +131,7 @@ class Measured:
                 both = (lip_features(s, n, reader) for s in (ours, true))
             found[ours.path] = torch.cat([torch.cosine_similarity(*x) for x in zip(*both)]).numpy()
         self.left += [f"LipScore of {count} videos: {reason}" for reason, count in without.items()]
-        self.row(f"LipScore ({name})", "higher", lambda s, _: found[s.path].mean()
-                 if s.path in found else np.nan)
+        self.row(f"LipScore ({name})", "higher", lambda s, _: found.get(s.path, np.nan))
         self.along("LipScore", found)
 
     def set_distance(self, name: str, parts: list[list[np.ndarray]]) -> None:
@@ -143,18 +149,19 @@ class Measured:
     def distances(self) -> None:
         parts = [[frechet.moments(s.features) for s in column] for column in zip(*self.both)]
         self.set_distance("Frechet distance of frames", parts)
-        windows = {s.path: frechet.over_time(s.features, sum(parts[1]), FPS)
+        windows = {s.path: frechet.over_time(s.features, sum(parts[1]), FPS, HOP)
                    for pair in self.both for s in pair}
-        self.along("distance in 1 s", windows, 1)
+        self.along("distance in 1 s", windows, FPS // HOP)
         self.row("the same in a window of a second, mean", "lower", lambda s, _:
-                 windows[s.path].mean() if len(windows[s.path]) else np.nan)
-        tens = [w[:len(w) // 10 * 10].reshape(-1, 10).mean(1)
-                for s, _ in self.both if len(w := windows[s.path]) >= 30]
+                 windows[s.path] if len(windows[s.path]) else np.nan)
+        ten = 10 * FPS // HOP
+        tens = [w[:len(w) // ten * ten].reshape(-1, ten).mean(1)
+                for s, _ in self.both if len(w := windows[s.path]) >= 3 * ten]
         if tens:
             self.rows.append({"metric": "its slope, a minute", "better": "0",
                               "generated": figure(slope(tens, 1 / 6), len(tens))})
         else:
-            self.left.append("the slope of the distance: no video lasts 30 seconds")
+            self.left.append("the slope of the distance: no video lasts 31 seconds")
         if self.judges:
             self.set_distance("Frechet distance of 16-frame clips", [
                 [frechet.moments(self.judges.over_clips(torch.from_numpy(s.states)).numpy())
@@ -184,9 +191,9 @@ class Measured:
                   if s and s.opening is not None and s.loudness is not None and not s.loudness.any()]
         closed = closed_lips(self.judges) if self.judges and silent else None
 
-        def leak(s: Seen, _) -> float:
+        def leak(s: Seen, _) -> np.ndarray | float:
             limit = closed if s.points is None else OPEN
-            return (s.opening > limit).mean() if s.path in silent else np.nan
+            return s.opening > limit if s.path in silent else np.nan
         self.row("LipLeak: open mouths to silent sound", "lower", leak,
                  without="no video with a mouth has silent sound")
 
@@ -194,7 +201,7 @@ class Measured:
         self.along(name, {s.path: getattr(s, curve) for pair in self.pairs for s in pair if s})
         for which, here in (("first", BEGINNING), ("last", END)):
             self.row(f"{name}, {which} ten seconds", better,
-                     lambda s, _, here=here: getattr(s, curve)[here].mean())
+                     lambda s, _, here=here: getattr(s, curve)[here])
 
     def vocalisations(self, picture: Path) -> None:
         """What is seen in videos whose names hold a vocalisation; draws what was taken for what."""

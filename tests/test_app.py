@@ -94,8 +94,8 @@ def asked():
 
 @pytest.fixture(scope="module")
 def page(browser, address, asked):
-    page = browser.new_page()
-    page.set_default_timeout(100_000)
+    page = browser.new_page(reduced_motion="reduce")        # what moves costs a third of the time
+    page.set_default_timeout(600_000)      # of a machine that is busy; a wait ends early
     page.on("request", lambda request: asked.add(re.match(r"\w+:(//[^:/]*)?", request.url)[0]))
     page.goto(address)
     page.get_by_label("number input for steps").fill("1")
@@ -104,18 +104,22 @@ def page(browser, address, asked):
 
 
 def upload(page, kind, path):
+    """Puts a file in the place of what is there. The field takes none before it says so."""
+    page.get_by_label({"image": "Remove Image", "audio": "Clear"}[kind]).last.click()
+    page.get_by_text(f"Drop {kind.title()} Here").wait_for()
     page.locator(f"input[type=file][accept*={kind}]").first.set_input_files(path)
 
 
 def make(page):
+    """Makes a film, and waits until it is there in the place of the one before."""
+    film = "document.querySelector('video')?.currentSrc"
+    before = page.evaluate(film)
     page.get_by_role("button", name="Make the film").click()
-    page.locator("progress").wait_for()         # what was "done" before is gone
-    page.get_by_text("done", exact=True).wait_for()
+    page.wait_for_function(f"before => {film} && {film} != before", arg=before)
 
 
 def test_makes_a_film_that_plays_and_can_be_made_again(page, tmp_path, monkeypatch):
     media.write_wav(tmp_path / "two.wav", np.sin(np.arange(32000) ** 1.2 / 99).astype(np.float32) / 4)
-    page.get_by_label("Clear").last.click()
     upload(page, "audio", tmp_path / "two.wav")
     page.get_by_text("0:02").wait_for()
     make(page)
@@ -136,8 +140,7 @@ def test_makes_a_film_that_plays_and_can_be_made_again(page, tmp_path, monkeypat
 def test_another_emotion_makes_another_film(page):
     cell = page.get_by_test_id("cell-0-1")
     cell.dblclick()
-    page.keyboard.press("ControlOrMeta+A")
-    page.keyboard.type("sad")
+    cell.get_by_role("textbox").fill("sad")
     page.keyboard.press("Enter")
     page.get_by_label("seed").fill("5")
     make(page)
@@ -155,16 +158,15 @@ def test_cancelled_work_ends(page, app):
     page.locator("label", has_text="keyframes").wait_for()
     page.get_by_role("button", name="Cancel").click()
     page.get_by_text("cancelled", exact=True).wait_for()
-    assert app.WORKER.submit(lambda: "idle").result(timeout=20) == "idle"
+    assert app.WORKER.submit(lambda: "idle").result(timeout=60) == "idle"
 
 
-@pytest.mark.parametrize("kind, clear, name, line", [
-    ("image", "Remove Image", "torn.png", TORN_PICTURE),
-    ("audio", "Clear", "torn.wav", TORN_SOUND),
+@pytest.mark.parametrize("kind, name, line", [
+    ("image", "torn.png", TORN_PICTURE),
+    ("audio", "torn.wav", TORN_SOUND),
 ])
-def test_a_broken_file_is_answered_as_the_command_does(page, tmp_path, kind, clear, name, line):
+def test_a_broken_file_is_answered_as_the_command_does(page, tmp_path, kind, name, line):
     (tmp_path / name).write_bytes(b"nothing of use" * 9)
-    page.get_by_label(clear).last.click()
     upload(page, kind, tmp_path / name)
     page.get_by_test_id("toast-body").get_by_text(line, exact=True).wait_for()
 
@@ -185,4 +187,4 @@ def test_work_ends_with_the_browser(page, app):
     page.get_by_role("button", name="Make the film").click()
     page.locator("label", has_text="keyframes").wait_for()
     page.close()
-    assert app.WORKER.submit(lambda: "idle").result(timeout=20) == "idle"
+    assert app.WORKER.submit(lambda: "idle").result(timeout=60) == "idle"

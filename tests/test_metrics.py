@@ -13,7 +13,7 @@ from evaluation import lipreader, mouths, watch
 from tools import cli, frechet
 from tools.cli import WEIGHTS
 from tools.media import FPS, video_shape, write_video
-from tools.stats import slope
+from tools.stats import show, slope
 from toy.evaluation.judges import SIZE, Judges, are_drawn, to_tensor
 from toy.faces import REST, STATE, draw, random_identity
 from toy.world import KINDS, frames, make_clip, to_bytes
@@ -158,6 +158,21 @@ def test_an_open_mouth_to_silence_leaks(tmp_path):
     assert found.rows[0]["generated"]["value"] == pytest.approx(8 / 20, abs=0.051)
 
 
+def test_the_parts_of_a_single_video_are_resampled():
+    """Four of 0, 0, 1, 1 are all 0 or all 1 once in 16 times; of two videos these are resampled, and
+    of one value nothing is, so that no interval is shown."""
+    along = np.repeat([0.0, 0, 1, 1], command.PART)
+    found = command.Measured([(None, None)], None)
+    found.row("one", "higher", lambda *_: along)
+    found.row("value", "higher", lambda *_: 3.0)
+    found.pairs = found.pairs * 2
+    found.row("two", "higher", lambda *_: along)
+    one, value, two = (row["generated"] for row in found.rows)
+    assert (one["value"], one["n"], two["value"], two["n"]) == (0.5, 1, 0.5, 2)
+    assert [one["low"], one["high"]] == [0, 1] and two["low"] == two["high"] == 0.5
+    assert show(one) == "0.5 (0 to 1)" and show(value) == "3"
+
+
 def test_vocalisations_are_counted(tmp_path):
     class Judge:
         def vocalisation(self, states):
@@ -190,9 +205,10 @@ def test_frechet_distance():
     parts = [[frechet.moments(piece) for piece in np.split(x, 10)] for x in (a, b)]
     value, low, high = frechet.with_interval(*parts)
     assert value == pytest.approx(expected) and low < value < high
-    windows = frechet.over_time(a[:60], frechet.moments(b), FPS)
-    assert windows == pytest.approx([frechet.distance(frechet.moments(a[i:i + FPS]),
-                                                      frechet.moments(b)) for i in (0, FPS)])
+    for hop, places in ((None, (0, 25)), (10, (0, 10, 20, 30))):
+        windows = frechet.over_time(a[:60], frechet.moments(b), FPS, hop)
+        assert windows == pytest.approx([frechet.distance(frechet.moments(a[i:i + FPS]),
+                                                          frechet.moments(b)) for i in places])
     u, _ = np.linalg.qr(np.concatenate([np.ones((400, 1)), rng.normal(size=(400, 3))], 1))
     white = u[:, 1:] * np.sqrt(399)                        # mean 0, covariance 1, exactly
     assert frechet.distance(frechet.moments(white), frechet.moments(white * (1, 2, 3) + 2)) == (

@@ -48,6 +48,28 @@ def test_a_file_is_no_folder_to_write_to(main, argv, tmp_path, capsys):
     assert capsys.readouterr().err.endswith("taken: File exists; name a folder to write\n")
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_landmarks_lie_on_the_drawn_mouth(seed):
+    """On the edge of what changes where only the colour of the lips does."""
+    rng, at = np.random.default_rng(seed), {name: i for i, name in enumerate(faces.TRAITS)}
+    who = faces.random_identity(rng)
+    who[at["beard"]], who[at["skin"]] = 0, 0.1      # (a beard's colour goes by that of the lips)
+    red, pink = (torch.from_numpy(np.where(np.arange(len(who)) == at["lip_colour"], value, who))
+                 for value in (0.0, 0.7))
+    state = make_clip(seed, seconds=0.2).state[:1]
+    state[:, STATE.index("jaw")] = 0.5
+    state[:, STATE.index("tilt")] = 0
+    both = [faces.draw(who.float(), torch.from_numpy(state), 256)[0] for who in (red, pink)]
+    change = (both[0] - both[1]).abs().sum(0)                                   # (H, W)
+    lips = change.numpy() > 0.5 * change.max().item()
+    whole = np.all([np.roll(lips, by, axis) for by in (-1, 1) for axis in (0, 1)], 0)
+    y, x = np.nonzero(lips & ~whole)                # their edges, outside and towards the hole
+    mouth = faces.landmarks(red.float(), torch.from_numpy(state), 256)[0, 48:].numpy()  # (20, 2)
+    assert np.hypot(mouth[:, :1] - x, mouth[:, 1:] - y).min(1).max() < 1.5
+    assert [mouth[0, 0], mouth[6, 0]] == pytest.approx([x.min(), x.max()], abs=1.5)
+    assert mouth[3, 1] < mouth[14, 1] < mouth[18, 1] < mouth[9, 1]      # from the top down
+
+
 def test_lips_close_and_lower_lip_meets_teeth():
     rng, counts = np.random.default_rng(0), {0: 0, 1: 0}
     for _ in range(30):

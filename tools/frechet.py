@@ -42,10 +42,12 @@ def from_root(mean: np.ndarray, root: np.ndarray, other: np.ndarray, covariance:
     return max(float(apart - 2 * common), 0.0)
 
 
-def over_time(features: np.ndarray, reference: np.ndarray, window: int) -> np.ndarray:
-    """d^2 (n // window,) of a film's features (n, D), a window at a time, from a set of moments."""
+def over_time(features: np.ndarray, reference: np.ndarray, window: int, hop: int | None = None
+              ) -> np.ndarray:
+    """d^2 of a film's features (n, D) from a set of moments, in a window that slides by `hop` (by
+    default it does not overlap): a value for each place where it lies whole in the film."""
     pieces = (np.asarray(features[i:i + window], np.float64)
-              for i in range(0, len(features) - window + 1, window))
+              for i in range(0, len(features) - window + 1, hop or window))
     whole = normal(reference)
     return np.array([from_root(x.mean(0), (x - x.mean(0)) / np.sqrt(window - 1), *whole)
                      for x in pieces])

@@ -54,10 +54,10 @@ def figure(estimate: tuple[float, float, float], n: int) -> dict:
 
 
 def show(found: dict | None) -> str:
-    """A `figure` in a table; of a single one there is no interval."""
+    """A `figure` in a table; of one that nothing could be resampled of there is no interval."""
     if not found:
         return "-"
-    interval = f" ({found['low']:.3g} to {found['high']:.3g})" * (found["n"] > 1)
+    interval = f" ({found['low']:.3g} to {found['high']:.3g})" * (found["low"] < found["high"])
     return f"{found['value']:.3g}{interval}"
 
 

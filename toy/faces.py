@@ -180,6 +180,101 @@ def in_picture(fx: Tensor, fy: Tensor, state: Tensor) -> Tensor:
     return torch.stack([x, y - .04], -1) * ZOOM
 
 
+def skull(t: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Half the width of a head, and its upper end."""
+    return .56 + .09 * t["face_width"], -.70 - .06 * t["face_height"]
+
+
+def head_shape(x: Tensor, y: Tensor, t: dict[str, Tensor], s: dict[str, Tensor]) -> Tensor:
+    """Skull and jaw at points of the head's coordinates."""
+    wide, crown = skull(t)
+    chin = .70 + .08 * t["face_height"] + (.17 * s["jaw"] - .03 * s["bite"])
+    upper = ellipse(x, y - (crown + .42) / 2, wide, (.42 - crown) / 2)
+    lower = ellipse(x, y - (chin - .44), wide * (.78 + .15 * t["jaw_width"]), .44)
+    return join(upper, lower, .16)
+
+
+def mouth_shape(t: dict[str, Tensor], s: dict[str, Tensor]) -> SimpleNamespace:
+    """The measures of a mouth: the half-widths of the lips and of the hole between them, how far
+    hole and lips reach above and below the line where the lips meet, and how that line is bent."""
+    half = .235 + .15 * s["width"] - .16 * s["rounding"] + .02 * s["smile"].clamp(min=0)
+    half = half.clamp(min=.13)
+    bend = (s["smile"] + .2) * (.55 + .45 * half / .3)
+    above = .014 + .035 * s["jaw"] + .02 * s["bite"]
+    below = (.014 + .21 * s["jaw"] * (1 - .8 * s["bite"]) + .045 * s["bite"]
+             + .06 * s["tongue"] * (1 - s["jaw"]))
+    full, pout = .055 + .025 * t["lip_fullness"], .03 * s["rounding"]
+    upper, lower = above + full + pout, below + (full * 1.2 + pout) * (1 - .65 * s["bite"])
+    return SimpleNamespace(half=half, inner=half - .045 - .6 * pout, bend=bend, above=above,
+                           below=below, upper=upper, lower=lower)
+
+
+def eye_shape(t: dict[str, Tensor], s: dict[str, Tensor], open_: Tensor) -> tuple[Tensor, ...]:
+    """The measures of eyes that are so open: half their width, how far they reach up and down from
+    the corners, and how far the middle of shut lids is above the corners."""
+    size = .115 + .03 * t["eye_size"]
+    up = .012 + size * .90 * open_
+    down = .012 + size * .75 * open_.clamp(max=1) * (1 - .6 * s["cheek"])
+    shut = .04 * (1 - open_).clamp(min=0) ** 2         # shut lids curve, up over raised cheeks
+    return size, up, down, shut * (2 * s["cheek"] - 1)
+
+
+def landmarks(identity: Tensor, state: Tensor, size: int) -> Tensor:
+    """The usual 68 points of the faces that `draw` makes of the same: (N, 68, 2), x and y in
+    pixels, whole numbers at their centres. In the order of iBUG: jaw from left to right, brows,
+    bridge of the nose, its lower end, eyes, outer and inner lips; left is the picture's left."""
+    def column(*values: float) -> Tensor:
+        return torch.tensor(values).expand(len(state), -1)
+
+    def ring(n: int, half: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+        """Points around an egg, clockwise from its left end: n on its upper half, ends included."""
+        u = torch.linspace(-1, 1, n).expand(len(state), n)
+        u = torch.cat([u, u.flip(1)[:, 1:-1]], 1)
+        reach = torch.where(torch.arange(2 * n - 2) < n, -up, down)
+        return half * u, reach * (1 - u.square()).sqrt()
+
+    t = dict(zip(TRAITS, identity.expand(len(state), -1).float().unbind(1)))
+    s = dict(zip(STATE, state.float().unbind(1)))
+    t, s = ({name: u[:, None] for name, u in each.items()} for each in (t, s))      # (N, 1)
+    apart = .25 + .05 * t["eye_distance"]
+
+    # The jaw: on 17 rays from the middle of the head, where its edge is, by halving.
+    angle = torch.linspace(0, math.pi, 17)
+    near, far = column(*[0.] * 17), column(*[2.] * 17)
+    for _ in range(20):
+        r = (near + far) / 2
+        inside = head_shape(-r * angle.cos(), r * angle.sin(), t, s) < 0
+        near, far = torch.where(inside, r, near), torch.where(inside, far, r)
+    jaw = (-r * angle.cos() - .025 * s["head_x"], r * angle.sin() - .02 * s["head_y"])
+
+    out = column(.15, .075, 0, -.075, -.15)                                 # towards the temple
+    brow = -.345 - .075 * s["brow_height"] - s["brow_slope"] * (.03 - .42 * out)
+    brow = brow + 1.1 * out.square()
+    below = column(-.8, -.4, 0, .4, .8)
+    nose = (torch.cat([column(0, 0, 0, 0), (.07 + .04 * t["nose"]) * below], 1),
+            torch.cat([column(-.10, -.03, .04, .105),
+                       .135 + (.055 + .015 * t["nose"]) * (1 - below.square()).sqrt()], 1))
+
+    width, up, down, bulge = eye_shape(t, s, s["eye_open"])
+    ex, ey = ring(4, width, up, down)
+    ey = ey - .10 - bulge * (1 - (ex / width).square())
+
+    mouth, m = [], mouth_shape(t, s)
+    outer, inner = (7, m.half, m.upper, m.lower), (5, m.inner, m.above, m.below)
+    for shape, bow in ((outer, .018), (inner, 0)):
+        mx, my = ring(*shape)
+        my = my + bow * (1 - mx.abs() / .07).clamp(min=0) * (my < 0)
+        slope = (.32 * m.bend * mx / m.half ** 2).clamp(-1.5, 1.5)
+        bent = m.bend * (.16 * (mx / m.half).square().clamp(max=1.5) - .045)
+        mouth.append((mx, my * (1 + slope.square()).sqrt() - bent + .40 - .02 * s["rounding"]))
+
+    parts = [jaw, (-apart - out, brow), (apart - out, brow.flip(1)), nose, (ex - apart, ey),
+             (ex + apart, ey), *mouth]
+    fx, fy = (torch.cat(each, 1) for each in zip(*parts))                           # (N, 68)
+    places = torch.cat([in_picture(*point, one[None]) for *point, one in zip(fx, fy, state)])
+    return (places + 1) * size / 2 - .5
+
+
 def colours(u: dict[str, Tensor]) -> SimpleNamespace:
     """The colours (N, 3) that an identity's traits (N,) ask for."""
     undertone = (u["undertone"] - .5)[:, None] * torch.tensor([.02, -.03, -.07])
@@ -228,8 +323,7 @@ class Portrait(Canvas):
         self.fx, self.fy = self.hx - .025 * s["head_x"], self.hy - .02 * s["head_y"]
 
         # Proportions that more than one part goes by
-        self.wide = .56 + .09 * t["face_width"]
-        self.crown = -.70 - .06 * t["face_height"]
+        self.wide, self.crown = skull(t)
         cut = pick(CUTS, flat["cut"])[:, :, None, None]            # (N, 14, 1, 1)
         self.cut = SimpleNamespace(**dict(zip(CUT, cut.unbind(1))))
         self.volume = .8 + .5 * t["volume"]
@@ -295,12 +389,8 @@ class Portrait(Canvas):
 
     def head(self) -> None:
         """Skull and jaw, with blush, freckles and beard."""
-        hx, hy, fx, fy, c, t, s = self.hx, self.hy, self.fx, self.fy, self.c, self.t, self.s
-        drop = .17 * s["jaw"] - .03 * s["bite"]
-        chin = .70 + .08 * t["face_height"] + drop
-        jaw_w = self.wide * (.78 + .15 * t["jaw_width"])
-        skull = ellipse(hx, hy - (self.crown + .42) / 2, self.wide, (.42 - self.crown) / 2)
-        face = join(skull, ellipse(hx, hy - (chin - .44), jaw_w, .44), .16)
+        fx, fy, c, t, s = self.fx, self.fy, self.c, self.t, self.s
+        face = head_shape(self.hx, self.hy, t, s)
         self.paint(c.skin, face)
         flush = mix(c.skin, (.92, .35, .35), .32)
         blush = ellipse(fx.abs() - .33, fy - .20 + .03 * s["cheek"], .15, .10)
@@ -321,21 +411,14 @@ class Portrait(Canvas):
     def mouth(self) -> None:
         """The smile bends its coordinates, so that every shape is upright in them: 0 is where the
         lips meet."""
-        c, s, paint = self.c, self.s, self.paint
-        half = .235 + .15 * s["width"] - .16 * s["rounding"] + .02 * s["smile"].clamp(min=0)
-        half = half.clamp(min=.13)
+        c, s, paint, m = self.c, self.s, self.paint, mouth_shape(self.t, self.s)
+        half, above, below, upper, lower = m.half, m.above, m.below, m.upper, m.lower
         mx, my = self.fx, self.fy - .40 + .02 * s["rounding"]
-        bend = (s["smile"] + .2) * (.55 + .45 * half / .3)
-        my = my + bend * (.16 * (mx / half).square().clamp(max=1.5) - .045)
-        slope = (.32 * bend * mx / half ** 2).clamp(-1.5, 1.5)
+        my = my + m.bend * (.16 * (mx / half).square().clamp(max=1.5) - .045)
+        slope = (.32 * m.bend * mx / half ** 2).clamp(-1.5, 1.5)
         my = my / (1 + slope.square()).sqrt()             # distance across the lips, not down
-        above = .014 + .035 * s["jaw"] + .02 * s["bite"]            # the opening above that line
-        below = (.014 + .21 * s["jaw"] * (1 - .8 * s["bite"]) + .045 * s["bite"]
-                 + .06 * s["tongue"] * (1 - s["jaw"]))
 
         # Moustache, the shade under the lip, lips
-        full, pout = .055 + .025 * self.t["lip_fullness"], .03 * s["rounding"]
-        upper, lower = above + full + pout, below + (full * 1.2 + pout) * (1 - .65 * s["bite"])
         paint(c.whiskers, bar(mx, my + upper + .035 - .25 * mx.square(), .20, .045), self.bearded)
         paint(c.shade, ellipse(mx, my - lower - .045, half * .5, .03), .8 - .8 * self.full_beard,
               soft=.04)
@@ -345,29 +428,24 @@ class Portrait(Canvas):
         paint(mix(c.lip, c.white, .28), gloss, 1 - s["bite"], soft=.03)
 
         # Inside: teeth, tongue
-        inner = half - .045 - .6 * pout
-        hole = egg(mx, my, inner, above, below)
+        hole = egg(mx, my, m.inner, above, below)
         paint(c.dark, hole)
         opened = ((above + below - .04) / .05).clamp(0, 1)
         teeth = .05 + .02 * s["smile"].clamp(min=0) + .03 * s["bite"] - .015 * s["tongue"]
         bared = opened * (1 - 1.25 * s["rounding"]).clamp(min=0)
         paint(c.white, both(hole + .008, my + above - .01 - teeth), bared)
-        tip = ellipse(mx, my - below * (1.1 - .65 * s["tongue"]), inner * .66, .02 + below * .48)
+        tip = ellipse(mx, my - below * (1.1 - .65 * s["tongue"]), m.inner * .66, .02 + below * .48)
         paint(c.tongue, both(hole + .012, tip), opened * (s["tongue"] + s["jaw"]).clamp(max=1))
 
     def eyes(self) -> None:
         ex, c, s = self.ex, self.c, self.s
-        size, open_ = .115 + .03 * self.t["eye_size"], self.open
-        up = .012 + size * .90 * open_
-        down = .012 + size * .75 * open_.clamp(max=1) * (1 - .6 * s["cheek"])
-        shut = .04 * (1 - open_).clamp(min=0) ** 2         # shut lids curve, up over raised cheeks
-        ey = self.fy + .10
-        ey = ey + shut * (2 * s["cheek"] - 1) * (1 - (ex / size).square())
+        size, up, down, bulge = eye_shape(self.t, s, self.open)
+        ey = self.fy + .10 + bulge * (1 - (ex / size).square())
         lids = egg(ex, ey + .01, size + .03, size * 1.05, size * .8)
         self.paint(mix(c.skin, c.shade, .55), lids, soft=.02)
         self.paint(c.lash, egg(ex, ey, size + .022, up + .035, down))
         ball = egg(ex, ey, size, up, down)
-        seen = (open_ * 5).clamp(0, 1)
+        seen = (self.open * 5).clamp(0, 1)
         self.paint(c.white, ball, seen)
         ix, iy = ex - .058 * s["gaze_x"], ey + .015 - .045 * s["gaze_y"]
         self.paint(c.iris, both(ball, ellipse(ix, iy, .086, .086)), seen)

@@ -225,7 +225,8 @@ def to_bytes(pictures: Tensor) -> np.ndarray:
 
 
 def write_clip(clip: Clip, stem: Path, size: int) -> None:
-    """`stem`.mp4 (the clip), .csv (its truth, a row a frame) and .png (the portrait)."""
+    """`stem`.mp4 (the clip), .csv (its truth, a row a frame), .landmarks.npy (of each frame, as
+    evaluation/mouths.py reads them) and .png (the portrait)."""
     import imageio.v3 as iio
 
     n_frames = len(clip.state)
@@ -235,6 +236,9 @@ def write_clip(clip: Clip, stem: Path, size: int) -> None:
         clip.wave,
         size,
     )
+    points = faces.landmarks(torch.from_numpy(clip.identity), torch.from_numpy(clip.state), size)
+    with cli.replacing(stem.with_suffix(".landmarks.npy")) as temporary:
+        np.save(temporary, points.numpy())
     rng = np.random.default_rng([clip.seed, SPLITS.index(clip.split), 6])
     with cli.replacing(stem.with_suffix(".png")) as temporary:
         iio.imwrite(temporary, to_bytes(portrait(clip, size, rng)))
@@ -279,7 +283,7 @@ def main(argv: list[str] | None = None) -> None:
     for i in range(args.clips):
         stem = args.dir / f"clip_{i:03d}"
         write_clip(make_clip(args.seed + i, args.split, args.seconds, args.kind), stem, args.size)
-        print(f"{stem}.mp4 .csv .png")
+        print(f"{stem}.mp4 .csv .landmarks.npy .png")
 
 
 if __name__ == "__main__":
