@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import small
 
 from tools import cli, frechet
+from tools.checkpoint import save_config
 from toy.claims import __main__ as command
 from toy.claims import measure as measuring
 from toy.claims import sampled
@@ -29,7 +31,7 @@ from toy.evaluation.judges import JUDGED
 RNG = np.random.default_rng(0)
 
 
-def found(lip: float = 0.9, distance: float = 10.0, clips: int = 20, **more: float) -> dict:
+def found(lip: float = 0.9, distance: float = 10.0, clips: int = 8, **more: float) -> dict:
     """As `measure` returns it: figures without spread, but for LipScore."""
     flat = {name: [0.5] * clips for name in measuring.BETTER}
     spread = np.random.default_rng(1).normal(0, 0.05, clips)
@@ -192,7 +194,7 @@ def test_a_claim_is_drawn(tmp_path, name, parts):
 def weights(tmp_path):
     folder = tmp_path / "weights"
     folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    save_config(small(), folder)
     return folder
 
 
@@ -241,4 +243,6 @@ def test_a_claim_that_nobody_made(tmp_path, capsys):
     assert cli.run(command.main, ["stepps", f"--out={tmp_path / 'out'}"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and 'unknown claim "stepps"; known: long, emotions' in said
+    assert cli.run(command.main, [f"--weights={tmp_path / 'none'}"]) == 2
+    assert "none: no such folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

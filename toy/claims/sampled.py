@@ -66,6 +66,7 @@ def draw_along(path: Path, parts: dict[str, dict], first: str, x: dict[str, floa
         for part, at, height in zip(parts, x.values(), y):
             axes.annotate(part, (at, height), (5, 6), textcoords="offset points", fontsize=9)
         axes.set(title=name, xlabel=label)
+        axes.margins(x=0.1)
         axes.grid(alpha=0.3)
     fig.suptitle(f"{first}; bars: 95 % intervals over clips", fontsize=10)
     save_figure(path, fig, 100)
