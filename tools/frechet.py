@@ -51,10 +51,21 @@ def over_time(features: np.ndarray, reference: np.ndarray, window: int) -> np.nd
                      for x in pieces])
 
 
-def with_interval(a: list[np.ndarray], b: list[np.ndarray]) -> tuple[float, float, float]:
-    """d^2 of two sets given in parts, and its 95 % interval: a jackknife that leaves the same one
-    of at most 8 groups of parts out of both."""
-    k, value = min(8, len(a), len(b)), distance(sum(a), sum(b))
-    without = [distance(sum(a) - sum(a[i::k]), sum(b) - sum(b[i::k])) for i in range(k) if k > 1]
+def jackknife(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
+    """d^2 of two sets given in parts, and then the same with each of at most 8 groups of parts
+    left out of both: (1 + groups,). Differences of two such arrays have their interval, too."""
+    k = min(8, len(a), len(b))
+    return np.array([distance(sum(a), sum(b)), *(
+        distance(sum(a) - sum(a[i::k]), sum(b) - sum(b[i::k])) for i in range(k) if k > 1)])
+
+
+def interval(found: np.ndarray) -> tuple[float, float, float]:
+    """A value and its 95 % interval, of what `jackknife` returned."""
+    k, (value, *without) = len(found) - 1, found
     error = np.sqrt((k - 1) * np.var(without)) if without else 0
     return value, value - 1.96 * error, value + 1.96 * error
+
+
+def with_interval(a: list[np.ndarray], b: list[np.ndarray]) -> tuple[float, float, float]:
+    """d^2 of two sets given in parts, and its 95 % interval."""
+    return interval(jackknife(a, b))

@@ -1,0 +1,91 @@
+"""The paper's claims, each by a command: `python -m toy.claims NAME`.
+
+A claim is measured on people, sentences and voices of the test split. Its table and verdict are
+printed and kept in results/claims/ (NAME.json, NAME.png), and README.md there is a gallery of all.
+The verdict, *reproduced*, *not reproduced* or *no difference seen*, follows from 95 % intervals by
+a rule that is stated in the code before anything is measured. Parts that are finished are kept as
+they come, so a command that was interrupted goes on; it begins anew only with other weights or
+another number of clips.
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from tools import cli
+from tools.checkpoint import read_json, save_text
+from tools.cli import WEIGHTS, InputError, number
+from toy.claims import sampled, trained
+from toy.claims.measure import Claim, Kept, markdown
+
+CLAIMS = {claim.name: claim for claim in (*sampled.CLAIMS, *trained.CLAIMS)}
+
+
+def options(argv: list[str] | None) -> Namespace:
+    parser = cli.Parser("python -m toy.claims", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME",
+        help=f"of {', '.join(CLAIMS)}; default: all that have no result yet")
+    add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model, with its judges")
+    add("--out", type=Path, default=Path("results/claims"), help="default results/claims")
+    add("--clips", type=number(int, 1, 1000), default=20, help="films of each setting (default 20)")
+    args = parser.parse_args(argv)
+    if unknown := [name for name in args.names if name not in CLAIMS]:
+        raise InputError(f'unknown claim "{unknown[0]}"; known: {", ".join(CLAIMS)}')
+    return args
+
+
+def result(out: Path, name: str) -> dict | None:
+    """What is kept of a finished claim."""
+    path = out / f"{name}.json"
+    found = read_json(path) if path.exists() else {}
+    return found if "verdict" in found else None
+
+
+def carry_out(claim: Claim, weights: Path, out: Path, clips: int) -> None:
+    """Measures what is not yet there, and writes NAME.json and NAME.png."""
+    print(f"{claim.name}: {claim.says}\nReproduced if: {claim.rule}", flush=True)
+    kept = Kept(out / f"{claim.name}.json", weights, clips)
+    claim.measure(kept)
+    verdict, seen, table = claim.judge(kept.parts)
+    claim.draw(out / f"{claim.name}.png", kept.parts)
+    kept.save(verdict=verdict, seen=seen, table=table)
+    print(f"\n{table}\n{seen}\n{claim.name}: {verdict}\n")
+
+
+def gallery(out: Path) -> str:
+    """All claims, from what is kept of those that are finished."""
+    rows, figures = [], ""
+    for name, claim in CLAIMS.items():
+        command = f"`python -m toy.claims {name}`"
+        if found := result(out, name):
+            rows.append([f"[{name}](#{name})", claim.says, found["seen"], found["verdict"], command,
+                         f"[{name}.png]({name}.png)"])
+            figures += (f"\n## {name}\n\n{claim.says} Reproduced if: {claim.rule} "
+                        f"**{found['verdict'].capitalize()}**, with {found['made with']['clips']} "
+                        f"films of each setting.\n\n![{name}]({name}.png)\n\n{found['table']}")
+        else:
+            rows.append([name, claim.says, "not measured yet", "-", command, "-"])
+    head = ["claim", "the paper", "here", "verdict", "command", "figure"]
+    return f"""\
+# The paper's claims
+
+Each claim is put to the test in the drawn world, over people, sentences and voices of the test split.
+The verdict follows by a rule that was written down before (`toy/claims/`); in brackets are 95 %
+intervals over films. *Distance* is the Frechet distance of frames, as the judges see them.
+`python -m toy.claims` measures what is missing and writes this page.
+
+{markdown(head, rows)}{figures}"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = options(argv)
+    cli.make_folder(args.out)
+    for name in args.names or [name for name in CLAIMS if not result(args.out, name)]:
+        carry_out(CLAIMS[name], args.weights, args.out, args.clips)
+    save_text(args.out / "README.md", gallery(args.out))
+    print(f"wrote {args.out}/README.md")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,246 @@
+"""What a claim is made of, and how models are compared (see __main__.py for the command).
+
+`measure` animates people, sentences and voices of the test split with one model and one setting,
+and keeps a few numbers of each clip; `compare` sets two models side by side, clip by clip; `verdict`
+says what their difference shows. All of it is plain numbers, which `Kept` writes to a file as they
+come, so that an interrupted command goes on where it was.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluation.watch import sharpness
+from tools import frechet
+from tools.checkpoint import read_json, save_text
+from tools.media import FPS
+from tools.stats import bootstrap, correlation, counted, figure
+from toy.evaluation.films import face_of, loaded, made, make_truth, workers
+from toy.evaluation.judges import JUDGED, Judges, to_tensor
+from toy.evaluation.stats import smeared
+from toy.vocalisations import KINDS
+from toy.world import Clip, make_clip
+
+SPEECH_SEEDS, OTHER_SEEDS = 77_000_000, 78_000_000         # that nothing else looks at
+SPEECH, OTHER = 4.0, 3.0                                   # seconds of a clip
+REPRODUCED, NOT, NONE = "reproduced", "not reproduced", "no difference seen"
+# What `measure` finds of each clip and which way is better.
+BETTER = {"jaw": "higher", "width": "higher", "rounding": "higher", "LipScore": "higher",
+          "sharpness": "higher", "likeness": "higher", "smeared": "lower", "seconds": "lower",
+          "NSV": "higher", "distance": "lower"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of the paper and how it is put to the test.
+
+    `measure` brings every number through `Kept.part`; `judge` turns these into a verdict, what is
+    seen in a sentence, and a table in Markdown; `draw` writes one PNG. Both of these see the parts
+    alone, so that they can be done again without measuring."""
+
+    name: str
+    says: str                                              # the paper
+    rule: str                                              # of the verdict, in a sentence
+    measure: Callable[["Kept"], None]
+    judge: Callable[[dict], tuple[str, str, str]]
+    draw: Callable[[Path, dict], None]
+
+
+class Kept:
+    """The parts of a claim's figures, in one file that is written anew after each. Parts that were
+    measured with other weights or another number of clips do not count."""
+
+    def __init__(self, path: Path, weights: Path, clips: int):
+        self.path, self.weights, self.clips = path, weights, clips
+        self.made_with = {"weights": fingerprint(weights), "clips": clips}
+        before = read_json(path) if path.exists() else {}
+        self.parts = before["parts"] if before.get("made with") == self.made_with else {}
+
+    def part(self, name: str, of: Callable[[], object]) -> object:
+        """What `of` returns, in JSON's types; it is called only where it has not been before."""
+        if name not in self.parts:
+            self.parts[name] = of()
+            self.save()
+        return self.parts[name]
+
+    def save(self, **more: object) -> None:
+        save_text(self.path, json.dumps({"made with": self.made_with, **more, "parts": self.parts}))
+
+
+@cache
+def fingerprint(weights: Path) -> str:
+    """Of what is in a weights folder."""
+    found = hashlib.sha256()
+    for path in sorted([*weights.glob("*.safetensors"), weights / "config.json"]):
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+# ---- Films and what is seen of them --------------------------------------------------------------
+
+@dataclass
+class Look:
+    """What is kept of a film of N frames."""
+
+    states: np.ndarray                                     # (N, 17): the columns of JUDGED
+    faces: np.ndarray                                      # (N, 64): unit vectors
+    features: np.ndarray                                   # (N, 224), for Frechet distances
+    sharpness: np.ndarray                                  # (N,)
+    seconds: float = 0.0                                   # of a core, for a second of film
+
+
+@cache
+def judges_of(path: Path) -> Judges:
+    return Judges.load(path)
+
+
+@cache
+def pool() -> ProcessPoolExecutor:
+    """The processes that make films, as many as there are threads; they live as long as this one."""
+    return workers(torch.get_num_threads())
+
+
+def look(judges: Judges, frames: Iterable[np.ndarray]) -> Look:
+    """At a film of frames (H, W, 3), a hundred at a time, so that it may be of any length."""
+    frames, found = iter(frames), []
+    while piece := list(islice(frames, 100)):
+        images = to_tensor(np.stack(piece))
+        found.append([x.numpy() for x in (*judges.look(images), sharpness(images))])
+    return Look(*map(np.concatenate, zip(*found)))
+
+
+def watch_film(weights: Path, judges: Path, clip: Clip, settings: dict) -> Look:
+    """The clip's person, first seen in another emotion and pose, with its sound and emotion."""
+    model, began = loaded(weights), time.process_time()
+    video = list(model.animate(face_of(clip, model.size, 0), clip.wave, clip.emotion,
+                               seed=clip.seed, **settings))
+    spent = time.process_time() - began
+    return replace(look(judges_of(judges), video), seconds=spent * FPS / len(video))
+
+
+def watch_truth(weights: Path, judges: Path, clip: Clip) -> tuple[Look, Look]:
+    """The clip as it is drawn, and after the autoencoder."""
+    films = make_truth(weights, clip)
+    return tuple(look(judges_of(judges), films[name]) for name in ("drawn", "ceiling"))
+
+
+@cache
+def truth(weights: Path, judges: Path, clips: int, nsv: int) -> tuple[list[Clip], list, list]:
+    """The clips of speech and then `nsv` of each vocalisation, and both looks at their truth."""
+    made_of = [(SPEECH_SEEDS + i, "test", SPEECH, "speech") for i in range(clips)]
+    made_of += [(OTHER_SEEDS + i, "test", OTHER, kind) for i, kind in enumerate(KINDS * nsv)]
+    found = [make_clip(*each) for each in made_of]
+    tasks = [(weights, judges, clip) for clip in found[:clips]]
+    return found, *zip(*made(pool(), watch_truth, tasks, "truth"))
+
+
+# ---- Measuring and comparing ---------------------------------------------------------------------
+
+def measure(weights: Path, clips: int, settings: dict | None = None, nsv: int = 0,
+            judges: Path | None = None) -> dict[str, list]:
+    """Figures of one model on so many clips of speech and `nsv` of each vocalisation.
+
+    weights: a folder as `KeyFace.load` reads it; settings: of `KeyFace.animate` (steps,
+    id_guidance, audio_guidance, autoguidance), others as its config says; judges: a file, by
+    default judges.safetensors in that folder. Returns, by the names of BETTER, a value for each
+    clip, None where it has none:
+
+    - jaw, width, rounding: correlation along time with the true numbers;
+    - LipScore: mean cosine of the toy lip reader's features to those of the drawn film;
+    - sharpness: mean absolute Laplacian over that of the true film after the autoencoder;
+    - likeness: mean cosine of the judge's embedding to the mean one of the drawn film;
+    - smeared: share of frames less sharp than the keyframes around them;
+    - seconds: of one core, for a second of film;
+    - NSV: 1 where a vocalisation is recognised, for clips of these alone;
+    - distance: of the frames of all clips of speech from the drawn ones (Frechet), and then the
+      same without each eighth of the clips, from which its interval comes.
+    """
+    judges = judges or weights / "judges.safetensors"
+    films, drawn, ceiling = truth(weights, judges, clips, nsv)
+    tasks = [(weights, judges, clip, settings or {}) for clip in films]
+    seen = list(made(pool(), watch_film, tasks, ", ".join(
+        f"{name} {value:g}" for name, value in (settings or {}).items()) or "films"))
+    known, spacing = judges_of(judges), loaded(weights).config.keyframe.spacing
+    speech = list(zip(films, seen, drawn, ceiling))
+
+    def lip_score(s: Look, true: Look) -> float:
+        ours, theirs = (known.lips(torch.from_numpy(x.states))[1] for x in (s, true))
+        return torch.cosine_similarity(ours, theirs).mean().item()
+
+    def smear(s: Look) -> float:
+        hits, count = smeared(s.sharpness, spacing)
+        return hits / count if count else np.nan
+
+    found = {name: [correlation(s.states[:, i], clip.state[:, i]) for clip, s, *_ in speech]
+             for i, name in enumerate(JUDGED) if name in BETTER}
+    found["LipScore"] = [lip_score(s, true) for _, s, true, _ in speech]
+    found["sharpness"] = [s.sharpness.mean() / c.sharpness.mean() for _, s, _, c in speech]
+    found["likeness"] = [(s.faces @ person(true)).mean() for _, s, true, _ in speech]
+    found["smeared"] = [smear(s) for _, s, *_ in speech]
+    found["seconds"] = [s.seconds for _, s, *_ in speech]
+    found["NSV"] = [float(known.vocalisation(torch.from_numpy(s.states)) == kind)
+                    for s, kind in zip(seen[clips:], KINDS * nsv)]
+    found["distance"] = frechet.jackknife(*([frechet.moments(s.features) for s in column]
+                                            for column in (seen[:clips], drawn)))
+    return {name: [None if np.isnan(x) else round(float(x), 6) for x in values]
+            for name, values in found.items()}
+
+
+def person(seen: Look) -> np.ndarray:
+    """The mean embedding of a film's face, a unit vector (64,)."""
+    mean = seen.faces.mean(0)
+    return mean / np.linalg.norm(mean)
+
+
+def compare(ours: list[dict], theirs: list[dict], name: str) -> dict:
+    """By how much `ours` is higher than `theirs` in one of BETTER, clip by clip, with its 95 %
+    interval. Each is a list of what `measure` returned of the same clips, one a seed of training
+    (or a setting that is averaged over), which must be as many on either side to be paired:
+    {"value", "low", "high", "n", "each"}, where "each" holds the difference of each pair."""
+    apart = np.array([a[name] for a in ours], np.float64) - np.array([b[name] for b in theirs],
+                                                                     np.float64)
+    mean = apart.mean(0)                                   # (clips,)
+    if name == "distance":                                 # the whole, then parts left out
+        found, n = frechet.interval(mean), len(ours[0]["jaw"])
+        each = apart[:, 0]
+    else:
+        found, n = bootstrap(counted(mean)), int((~np.isnan(mean)).sum())
+        each = np.nanmean(apart, 1)
+    return figure(found, n) | {"each": each.tolist()}
+
+
+def value(found: list[dict], name: str) -> dict:
+    """One of BETTER as a `figure` with its interval, averaged over what `measure` returned."""
+    nothing = [{name: [0] * len(each[name]), "jaw": each["jaw"]} for each in found]
+    return compare(found, nothing, name)
+
+
+def verdict(difference: dict, better: str = "higher", margin: float = 0.0) -> str:
+    """What a difference of `compare` shows of a claim that it is `better` than -margin: that it is
+    so where the whole interval says so, and each seed too; that it is not where the whole interval
+    says the opposite."""
+    sign = 1 if better == "higher" else -1
+    worst, best = sorted(sign * difference[bound] for bound in ("low", "high"))
+    if worst > -margin and all(sign * each > -margin for each in difference["each"]):
+        return REPRODUCED
+    return NOT if best < -margin else NONE
+
+
+def together(verdicts: Iterable[str]) -> str:
+    """Of a claim of several parts: it is reproduced if all are, and is not if one is not."""
+    found = set(verdicts)
+    return NOT if NOT in found else NONE if NONE in found else REPRODUCED
+
+
+def markdown(head: list[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table."""
+    return "".join("| " + " | ".join(line) + " |\n" for line in (head, ["---"] * len(head), *rows))
