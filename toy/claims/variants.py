@@ -32,9 +32,10 @@ from tools.prepare import DrawnWorld, fingerprint, prepare
 from toy.recipe import wait
 
 FOLDER = HERE / "runs" / "claims"
-CLIPS = 600  # to learn from, with two windows of keyframes and three segments each
+CLIPS = 1200  # to learn from, with two windows of keyframes and three segments each
 PROCESSES = 2  # trainings at a time, of one thread each
-STEPS = {"keyframe": 2000, "interp": 2000}  # at most 40 minutes of a core
+STEPS = {"keyframe": 2000, "interp": 2000}  # about 40 minutes of a core each
+FRAMES = 56  # a step: windows of 14 frames come four at a time, longer ones fewer
 SPATIAL_STEPS = 600  # of the spatial half that all keyframe models begin from
 
 
@@ -74,6 +75,10 @@ CLOSE, FAR = (Variant(f"spacing_{s}", {"keyframe": {"spacing": s}, "interp": {"f
               for s in (7, 26))
 
 
+def clips_in(folder: Path, config: Config) -> Path:
+    return folder / f"clips_{config.keyframe.spacing}"
+
+
 @dataclass(frozen=True)
 class Training:
     """Of one stage of a variant, from one seed."""
@@ -97,12 +102,13 @@ class Training:
         path = self.out(folder) / f"{self.stage}.safetensors"
         return path.exists() and (header_number(path, "step") or 0) >= self.steps
 
-    def command(self, folder: Path, spacing: int) -> list[str]:
+    def command(self, folder: Path, config: Config) -> list[str]:
         """What begins it, or goes on with it where it has kept its state."""
-        out, variant = self.out(folder), self.variant
-        words = [sys.executable, f"train_{self.stage}.py", "--out", str(out),
-                 "--data", str(folder / f"clips_{spacing}"), "--steps", str(self.steps),
-                 "--seed", str(self.seed), *["--spatial", "1"] * (variant == SPATIAL)]
+        out, variant, data = self.out(folder), self.variant, clips_in(folder, config)
+        words = [sys.executable, f"train_{self.stage}.py", "--out", str(out), "--data", str(data),
+                 "--steps", str(self.steps), "--seed", str(self.seed),
+                 "--batch", str(FRAMES // getattr(config, self.stage).frames),
+                 *["--spatial", "1"] * (variant == SPATIAL)]
         if (out / f"{self.stage}.state").exists():
             return [*words, "--resume"]
         begins = "finished" if self.stage == "interp" else variant.begins
@@ -140,8 +146,7 @@ def prepared(wanted: list[Training], weights: Path, folder: Path) -> None:
         config = variant.config(weights)
         with replacing(folder / f"{variant.name}.json") as temporary:
             temporary.write_text(json.dumps(asdict(config), indent=1))
-        prepare(DrawnWorld(CLIPS, config), folder / f"clips_{config.keyframe.spacing}", weights,
-                PROCESSES)
+        prepare(DrawnWorld(CLIPS, config), clips_in(folder, config), weights, PROCESSES)
 
 
 def train(wanted: Iterable[Training], weights: Path) -> Path:
@@ -161,7 +166,7 @@ def train(wanted: Iterable[Training], weights: Path) -> Path:
     def run(training: Training) -> None:
         if signals:
             return
-        words = training.command(folder, training.variant.config(weights).keyframe.spacing)
+        words = training.command(folder, training.variant.config(weights))
         log = folder / f"{training.name}.log"
         print(f"{training.name}: {' '.join(words[1:])} >> {log}", flush=True)
         with open(log, "a") as file:
