@@ -12,13 +12,15 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from stage import Config
 from tools import cli
-from tools.checkpoint import read_json, save_text
+from tools.checkpoint import load_config, read_json, save_text
 from tools.cli import WEIGHTS, InputError, number
 from toy.claims import sampled, trained
 from toy.claims.measure import Claim, Kept, markdown
 
 CLAIMS = {claim.name: claim for claim in (*sampled.CLAIMS, *trained.CLAIMS)}
+FEW = 10                  # films
 
 
 def options(argv: list[str] | None) -> Namespace:
@@ -63,7 +65,8 @@ def gallery(out: Path) -> str:
                          f"[{name}.png]({name}.png)"])
             figures += (f"\n## {name}\n\n{claim.says} Reproduced if: {claim.rule} "
                         f"**{found['verdict'].capitalize()}**, with {found['made with']['clips']} "
-                        f"films of each setting.\n\n![{name}]({name}.png)\n\n{found['table']}")
+                        f"films of each setting by weights {found['made with']['weights']}.\n\n"
+                        f"![{name}]({name}.png)\n\n{found['table']}")
         else:
             rows.append([name, claim.says, "not measured yet", "-", command, "-"])
     head = ["claim", "the paper", "here", "verdict", "command", "figure"]
@@ -80,7 +83,12 @@ intervals over films. *Distance* is the Frechet distance of frames, as the judge
 
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
+    cli.check_shipped(args.weights, "--weights")
+    load_config(Config, args.weights)                      # else a mistake is told only much later
     cli.make_folder(args.out)
+    if args.clips < FEW:
+        cli.warn(f"--clips {args.clips}: of fewer than {FEW} films intervals come out too narrow, "
+                 "and verdicts too certain")
     for name in args.names or [name for name in CLAIMS if not result(args.out, name)]:
         carry_out(CLAIMS[name], args.weights, args.out, args.clips)
     save_text(args.out / "README.md", gallery(args.out))

@@ -220,7 +220,7 @@ def compare(ours: list[dict], theirs: list[dict], name: str) -> dict:
 
 def value(found: list[dict], name: str) -> dict:
     """One of BETTER as a `figure` with its interval, averaged over what `measure` returned."""
-    nothing = [{name: [0] * len(each[name]), "jaw": each["jaw"]} for each in found]
+    nothing = [each | {name: [0] * len(each[name])} for each in found]
     return compare(found, nothing, name)
 
 

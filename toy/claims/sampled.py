@@ -44,7 +44,6 @@ from toy.evaluation.stats import moments, pooled_correlation
 from toy.world import Clip, frames, make_clip, to_bytes
 
 SHOWN = ("LipScore", "jaw", "distance", "sharpness", "smeared", "likeness", "seconds")
-COLOURS = {"ours": "C0", "chained": "C3"}
 
 
 def table_of(parts: dict[str, dict], first: str) -> str:
@@ -66,6 +65,7 @@ def draw_along(path: Path, parts: dict[str, dict], first: str, x: dict[str, floa
         for part, at, height in zip(parts, x.values(), y):
             axes.annotate(part, (at, height), (5, 6), textcoords="offset points", fontsize=9)
         axes.set(title=name, xlabel=label)
+        axes.margins(x=0.1)
         axes.grid(alpha=0.3)
     fig.suptitle(f"{first}; bars: 95 % intervals over clips", fontsize=10)
     save_figure(path, fig, 100)
@@ -287,9 +287,11 @@ def draw_emotions(path: Path, parts: dict) -> None:
     plane.plot(*curve.T, "k:", lw=1, label="asked")
     plane.plot(*judged.mean(0).T, color="C0", lw=1.3, label="judged, mean")
     for i, name in enumerate(FOUR):
-        plane.scatter(*judged[:, HOLDS[i]].mean(1).T, s=12, color=f"C{i + 1}", alpha=0.7)
+        plane.scatter(*judged[:, HOLDS[i]].mean(1).T, s=14, color=f"C{i + 1}", ec="w", lw=0.4,
+                      zorder=3, label="judged, a film each" if i == 0 else None)
         plane.plot(*EMOTIONS[name], "k+", ms=10)
         plane.annotate(name, EMOTIONS[name], (6, 6), textcoords="offset points")
+        time.text(i * TURN + HELD / 2, 1.22, name, ha="center", va="bottom")
     plane.set(xlabel="valence", ylabel="arousal", xlim=(-1.2, 1.2), ylim=(-1.2, 1.2))
     for k, name in enumerate(("valence", "arousal")):
         time.plot(seconds, curve[:, k], color=f"C{k}", ls=":", lw=1)
@@ -351,14 +353,19 @@ def long_film(weights: Path, judges: Path, seed: int, seconds: int, chain: bool)
 
 
 def measure_long(kept: Kept) -> None:
-    judges, baseline = kept.weights / "judges.safetensors", trained.chained(kept.weights)
-    for name, weights, count, seconds in (
-            ("ours", kept.weights, kept.clips, LONG), ("chained", baseline, kept.clips, LONG),
-            ("longest", kept.weights, -(-kept.clips // 10), LONGEST)):
-        if weights:
-            each_film(kept, name, long_film, [(weights, judges, LONG_SEEDS + 100 * i, seconds,
-                                               name == "chained") for i in range(count)])
-    if not baseline:
+    judges = kept.weights / "judges.safetensors"
+
+    def films(name: str, weights: Path, count: int, seconds: int) -> None:
+        each_film(kept, name, long_film, [(weights, judges, LONG_SEEDS + 100 * i, seconds,
+                                           name == "chained") for i in range(count)])
+
+    films("ours", kept.weights, kept.clips, LONG)
+    films("longest", kept.weights, -(-kept.clips // 10), LONGEST)
+    if f"chained {kept.clips - 1}" in kept.parts:
+        return                                             # it need not be trained again
+    if baseline := trained.chained(kept.weights):
+        films("chained", baseline, kept.clips, LONG)
+    else:
         warn("long: no chained baseline is trained, so it is left out")
 
 
@@ -405,15 +412,15 @@ def draw_long(path: Path, parts: dict) -> None:
     for axes, name in zip(strips.subplots(len(names), squeeze=False)[:, 0], names):
         show_strip(axes, parts_of(parts, name)[0]["strip"], name)
     two, ten = below.subplots(1, 2, sharey=True)
-    curves = [(two, name, "film", COLOURS[name], name) for name in names]
+    curves = [(two, name, "film", {"ours": "C0"}.get(name, "C3"), name) for name in names]
     curves += [(two, "ours", "truth", "k", "truth"), (ten, "longest", "film", "C0", "ours"),
                (ten, "longest", "truth", "k", "truth")]
     for axes, name, what, colour, label in curves:
         found = curves_of(parts, name, what)
         band(axes, (np.arange(found.shape[1]) + 0.5) / 60, found, color=colour, label=label)
     two.set(ylabel="Frechet distance in a second", yscale="log")
-    for axes in (two, ten):
-        axes.set(xlabel="minutes")
+    for axes, name in ((two, "ours"), (ten, "longest")):
+        axes.set(xlabel="minutes", title=f"films: {len(parts_of(parts, name))}, band: 95 %")
         axes.grid(alpha=0.3, which="both")
         axes.legend()
     save_figure(path, fig, 100)

@@ -1,0 +1,248 @@
+"""The claims' verdicts on made-up figures, where the truth is known, and what the command keeps."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import small
+
+from tools import cli, frechet
+from tools.checkpoint import save_config
+from toy.claims import __main__ as command
+from toy.claims import measure as measuring
+from toy.claims import sampled
+from toy.claims.measure import (
+    NONE,
+    NOT,
+    REPRODUCED,
+    Claim,
+    Kept,
+    Look,
+    compare,
+    measure,
+    together,
+    value,
+    verdict,
+)
+from toy.claims.sampled import chained_frames
+from toy.evaluation.judges import JUDGED
+
+RNG = np.random.default_rng(0)
+
+
+def found(lip: float = 0.9, distance: float = 10.0, clips: int = 8, **more: float) -> dict:
+    """As `measure` returns it: figures without spread, but for LipScore."""
+    flat = {name: [0.5] * clips for name in measuring.BETTER}
+    spread = np.random.default_rng(1).normal(0, 0.05, clips)
+    return flat | {"LipScore": (lip + spread).tolist(), "distance": [distance] * 9} | {
+        name: [x] * clips for name, x in more.items()}
+
+
+@pytest.mark.parametrize("low, high, better, margin, each, expected", [
+    (0.1, 0.3, "higher", 0, [0.2, 0.2], REPRODUCED),
+    (0.1, 0.3, "higher", 0, [0.5, -0.1], NONE),                  # the seeds do not agree
+    (-0.1, 0.3, "higher", 0, [0.1], NONE),
+    (-0.3, -0.1, "higher", 0, [-0.2], NOT),
+    (-0.3, -0.1, "lower", 0, [-0.2], REPRODUCED),
+    (0.1, 0.3, "lower", 0, [0.2], NOT),
+    (-0.05, 0.02, "higher", 0.1, [0], REPRODUCED),               # not worse by more than the margin
+    (-0.2, 0.02, "higher", 0.1, [0], NONE),
+    (-0.3, -0.2, "higher", 0.1, [-0.25], NOT)])
+def test_a_verdict_is_where_the_interval_lies(low, high, better, margin, each, expected):
+    assert verdict({"low": low, "high": high, "each": each}, better, margin) == expected
+
+
+def test_a_claim_of_several_parts():
+    assert together([REPRODUCED] * 2) == REPRODUCED
+    assert together([REPRODUCED, NONE]) == NONE
+    assert together([REPRODUCED, NONE, NOT]) == NOT
+
+
+def test_models_are_compared_clip_by_clip():
+    """What clips differ in is no uncertainty; what the difference differs in over clips is."""
+    apart = RNG.normal(0.03, 0.01, 200)
+    clips = RNG.normal(0.5, 0.3, 200)
+    ours = [{"jaw": (clips + apart + seed).tolist()} for seed in (0.0, 0.02)]
+    seen = compare(ours, [{"jaw": clips.tolist()}] * 2, "jaw")
+    error = apart.std() / np.sqrt(200)
+    assert seen["value"] == pytest.approx(apart.mean() + 0.01) and seen["n"] == 200
+    assert seen["each"] == pytest.approx([apart.mean(), apart.mean() + 0.02])
+    assert seen["low"] == pytest.approx(seen["value"] - 1.96 * error, abs=0.15 * error)
+    ours[0]["jaw"][0] = None                                     # a clip that has no value
+    assert compare(ours, [{"jaw": clips.tolist()}] * 2, "jaw")["n"] == 199
+    assert value(ours[1:], "jaw")["value"] == pytest.approx((clips + apart).mean() + 0.02)
+
+
+def test_the_interval_of_a_distance_is_a_jackknifes():
+    """Of a mean it is the standard error."""
+    x = RNG.normal(3, 2, 8)
+    without = (x.sum() - x) / 7
+    mean, low, high = frechet.interval(np.array([x.mean(), *without]))
+    reach = 1.96 * x.std(ddof=1) / np.sqrt(8)
+    assert (low, high) == pytest.approx((mean - reach, mean + reach))
+    both = [{"distance": [x.mean() + more, *(without + more)], "jaw": [0] * 8} for more in (1, 0)]
+    seen = compare(both[:1], both[1:], "distance")
+    assert (seen["value"], seen["low"], seen["high"]) == pytest.approx((1, 1, 1))
+
+
+def test_a_film_that_is_the_truth_gets_the_best_figures(monkeypatch):
+    """And one of another's mouth does not."""
+    def seen(sharp: float) -> Look:
+        states = RNG.uniform(0, 1, (40, len(JUDGED))).astype(np.float32)
+        face = np.tile(np.eye(64)[0], (40, 1))
+        return Look(states, face, RNG.normal(size=(40, 224)), np.full(40, sharp), 2.0)
+
+    films = [seen(8.0) for _ in range(3)]
+    clips = [SimpleNamespace(state=film.states[:, :15]) for film in films]
+    ceiling = [seen(10.0) for _ in films]
+    monkeypatch.setattr(measuring, "truth", lambda *_: (clips, films, ceiling))
+    monkeypatch.setattr(measuring, "pool", lambda: None)
+    monkeypatch.setattr(measuring, "made", lambda *_: films)
+    monkeypatch.setattr(measuring, "loaded", lambda _: SimpleNamespace(
+        config=SimpleNamespace(keyframe=SimpleNamespace(spacing=13))))
+    best = measure(cli.WEIGHTS, 3)
+    for name, one in {"jaw": 1, "width": 1, "LipScore": 1, "sharpness": 0.8, "likeness": 1,
+                      "smeared": 0, "seconds": 2}.items():
+        assert best[name] == pytest.approx([one] * 3, abs=1e-5), name
+    assert best["distance"] == pytest.approx([0] * 4, abs=1e-3) and best["NSV"] == []
+    monkeypatch.setattr(measuring, "made", lambda *_: films[1:] + films[:1])
+    other = measure(cli.WEIGHTS, 3)
+    assert max(other["jaw"]) < 0.7 and max(other["LipScore"]) < 0.99
+
+
+def test_the_chained_baseline_is_told_its_own_last_frame():
+    told, total = [], 10
+
+    def sample(film, window):
+        told.append(film.identity.mean().item())
+        assert film.plan.window(window) == [4 * window + i for i in range(4)]
+        return torch.stack([torch.full((4, 2, 2), (4 * window + i) / 10) for i in range(4)])
+
+    config = SimpleNamespace(keyframe=SimpleNamespace(frames=4), steps=1, id_guidance=1,
+                             audio_guidance=1, autoguidance=1)
+    vae = SimpleNamespace(to_latents=lambda x: x, to_images=lambda x: x[:, :3])
+    model = SimpleNamespace(config=config, vae=vae, sample_keyframes=sample)
+    film = list(chained_frames(model, np.full((2, 2, 3), 255, np.uint8), np.zeros(
+        total * 640, np.float32), np.zeros((total, 2)), 0))
+    assert told == pytest.approx([1, 0.3, 0.7])
+    assert [int(frame[0, 0, 0]) for frame in film] == [round((i / 10 + 1) * 127.5)
+                                                       for i in range(total)]
+
+
+# ---- What each claim concludes -------------------------------------------------------------------
+
+def steps(ten: dict) -> dict:
+    return {"2": found(0.7, 30), "10": ten, "20": found()}
+
+
+def guidance(quality: float, sync: float) -> dict:
+    return {"default": [1.5, 2.0]} | {
+        f"{i:g}, {a:g}": found(0.8 + sync * a, 10 - quality * i)
+        for i in (1, 1.5, 2, 4) for a in (1, 2, 5, 8)}
+
+
+def emotions(judged: np.ndarray) -> dict:
+    strip = sampled.to_text([np.zeros((8, 8, 3), np.uint8)] * 3)
+    return {f"film {i}": {"judged": judged.tolist(), "strip": strip, "jaw": 0.9} for i in range(12)}
+
+
+def long(ours: float, chained: float | None) -> dict:
+    strip = sampled.to_text([np.zeros((8, 8, 3), np.uint8)] * 3)
+    parts = {}
+    for name, rise, seconds in (("ours", ours, 120), ("chained", chained, 120),
+                                ("longest", ours, 600)):
+        for i in range(6 if rise is not None else 0):
+            truth = 5 + np.random.default_rng(i).random(seconds)
+            parts[f"{name} {i}"] = {"film": (truth + 5 + rise * np.arange(seconds) / 60).tolist(),
+                                    "truth": truth.tolist(), "strip": strip}
+    return parts
+
+
+@pytest.mark.parametrize("name, parts, expected", [
+    ("steps", steps(found()), REPRODUCED),
+    ("steps", steps(found(0.85)), NOT),
+    ("steps", steps(found(0.9, 12)), NOT),
+    ("autoguidance", {"1": found(), "2": found(distance=9)}, REPRODUCED),
+    ("autoguidance", {"1": found(), "2": found(distance=11)}, NOT),
+    ("guidance", guidance(1, 0.01), REPRODUCED),
+    ("guidance", guidance(1, 0), NONE),
+    ("guidance", guidance(-1, 0.01), NOT),
+    ("emotions", emotions(sampled.asked()), REPRODUCED),
+    ("emotions", emotions(0 * sampled.asked() + 0.3), NOT),      # it stays as it is
+    ("long", long(0.0, 3.0), REPRODUCED),
+    ("long", long(0.0, None), REPRODUCED),
+    ("long", long(0.0, 0.0), NONE),
+    ("long", long(3.0, 5.0), NOT)])
+def test_what_a_claim_concludes(name, parts, expected):
+    said, seen, table = command.CLAIMS[name].judge(parts)
+    assert said == expected, seen
+    assert seen.endswith(".") and len({line.count("|") for line in table.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("name, parts", [
+    ("steps", steps(found())), ("guidance", guidance(1, 0)), ("long", long(0.1, 3.0)),
+    ("emotions", emotions(sampled.asked()))])
+def test_a_claim_is_drawn(tmp_path, name, parts):
+    command.CLAIMS[name].draw(tmp_path / "a.png", parts)
+    assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+# ---- The command ---------------------------------------------------------------------------------
+
+@pytest.fixture
+def weights(tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_config(small(), folder)
+    return folder
+
+
+def test_a_claim_that_was_interrupted_goes_on(tmp_path, weights, monkeypatch):
+    done, full = [], True
+
+    def work(kept: Kept) -> None:
+        for name in "abc":
+            def one(name=name):
+                if name == "c" and full:
+                    raise OSError("no space left")
+                done.append(name)
+                return {"n": len(done)}
+            kept.part(name, one)
+
+    claim = Claim("tried", "It works.", "It ends.", work, lambda parts: (
+        REPRODUCED, f"{len(parts)} parts.", "| a |\n"), lambda path, parts: path.touch())
+    monkeypatch.setattr(command, "CLAIMS", {"tried": claim})
+    argv, out = [f"--out={tmp_path / 'out'}", f"--weights={weights}"], tmp_path / "out"
+    assert cli.run(command.main, argv) == 1
+    assert done == ["a", "b"] and command.result(out, "tried") is None
+    full = False
+    assert cli.run(command.main, argv) == 0
+    assert done == ["a", "b", "c"]
+    assert command.result(out, "tried")["parts"] == {"a": {"n": 1}, "b": {"n": 2}, "c": {"n": 3}}
+    assert cli.run(command.main, [*argv, "tried"]) == 0          # again: all of it is kept
+    assert cli.run(command.main, argv) == 0                      # nothing is missing
+    assert len(done) == 3
+    assert cli.run(command.main, [*argv, "tried", "--clips=5"]) == 0
+    assert done[3:] == ["a", "b", "c"]
+
+
+def test_the_gallery_is_made_of_what_is_kept(tmp_path, weights, capsys):
+    kept = Kept(tmp_path / "steps.json", weights, 7)
+    assert "**Reproduced**" not in command.gallery(tmp_path)
+    kept.save(verdict=REPRODUCED, seen="As good.", table="| steps |\n| --- |\n| 10 |\n")
+    text = command.gallery(tmp_path)
+    rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    assert "As good. | reproduced | `python -m toy.claims steps` | [steps.png]" in rows[
+        "| [steps](#steps)"]
+    assert all("not measured yet" in rows[f"| {name}"] for name in command.CLAIMS if name != "steps")
+    assert "**Reproduced**, with 7 films" in text and "![steps](steps.png)" in text
+
+
+def test_a_claim_that_nobody_made(tmp_path, capsys):
+    assert cli.run(command.main, ["stepps", f"--out={tmp_path / 'out'}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and 'unknown claim "stepps"; known: long, emotions' in said
+    assert cli.run(command.main, [f"--weights={tmp_path / 'none'}"]) == 2
+    assert "none: no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
