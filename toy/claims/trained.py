@@ -129,6 +129,7 @@ def draw_variants(ablation: Ablation, path: Path, parts: dict) -> None:
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_title(name, fontsize=10, fontweight="bold" if name in judged else "normal")
         axes.grid(alpha=0.3)
+        axes.locator_params(axis="x", nbins=4)
         if BETTER[name] == "lower":
             axes.invert_xaxis()
     fig.suptitle("better to the right; bars: 95 % intervals over films, ticks: seeds; bold: judged",
