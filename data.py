@@ -136,11 +136,12 @@ class Clips:
         self.count = len(clips)
 
     def _clip(self, cache: Path, entry: dict) -> Clip:
-        times = entry["times"]
+        times, chained = entry["times"], int(self.stage.chained)  # needs the frame before, too
         if times is None:  # all are there
-            times, firsts = range(entry["frames"]), range(max(0, entry["frames"] - self.span + 1))
+            times = range(entry["frames"])
+            firsts = times[chained:max(0, entry["frames"] - self.span + 1)]
         else:
-            there, steps = set(times), range(0, self.span, self.stage.spacing)
+            there, steps = set(times), range(-chained, self.span, self.stage.spacing)
             firsts = [t for t in times if t >= 0 and there.issuperset(t + i for i in steps)]
         return Clip(cache / entry["shard"], entry["kind"], times, firsts)
 
@@ -183,7 +184,9 @@ class Clips:
         # The identity frame is a portrait, or a frame of the clip outside the window's span if
         # possible: from a frame close to its targets the model would learn to copy mouth and
         # emotion instead of listening.
-        others = ([i for i, t in enumerate(clip.times) if t < 0]
+        # (A chained model is told the frame before; before a clip's frame 0 that is a portrait, -1.)
+        others = ([i for i, t in enumerate(clip.times) if self.stage.chained and t == times[0] - 1]
+                  or [i for i, t in enumerate(clip.times) if t < 0]
                   or [i for i, t in enumerate(clip.times) if not times[0] <= t <= times[-1]]
                   or [i for i, t in enumerate(clip.times) if t not in times])
         identity, rows = int(rng.choice(others)), [clip.times.index(t) for t in times]

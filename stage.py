@@ -47,9 +47,16 @@ class StageConfig:
     pixel_weight: float = 1.0
     drop_identity: float = 0.1
     drop_audio: float = 0.2
+    without: str = ""  # "wavlm" or "beats": this encoder is left out, to see what it was good for
     # The paper's recipe: it goes on from SVD's network, whose temporal layers stay as they are.
     finetune: bool = False
     checkpoint_activations: bool = False  # computes each layer twice, and keeps less in memory
+
+    @property
+    def chained(self) -> bool:
+        """Whether windows of consecutive frames follow each other, each told the last frame of the
+        one before as its identity: what KeyFace is not, as errors then add up."""
+        return self.spacing == 1 and not self.interpolation
 
 
 @dataclass
@@ -80,6 +87,7 @@ class Config:
         fits = {"latent_shape": a.latent_shape == b.latent_shape == latent,
                 "channel_mult": latent[1] % 2 ** halvings == 0,
                 "audio_dim": a.audio_dim == b.audio_dim == self.audio.width == w.width,
+                "without": {a.without, b.without} <= {"", "wavlm", "beats"},
                 "frames": b.frames == a.spacing + 1 and a.frames > 1,  # from keyframe to keyframe
                 "num_head_channels": not any(s.unet.model_channels % s.unet.num_head_channels
                                              for s in (a, b)),
@@ -181,6 +189,8 @@ class Stage(nn.Module):
         concat = latents.flatten(1, -3) * self.config.condition_scale  # (B, C or 2C, h, w)
         # A video frame lasts two audio tokens; their mean goes through one trained linear layer.
         tokens = audio_tokens.mean(dim=2)  # (B, T, D_a)
+        if self.config.without:  # zeros in place of its half of D_a
+            tokens.chunk(2, dim=-1)[self.config.without == "beats"].zero_()
         context = self.audio_proj(tokens.to(self.audio_proj.weight))  # (B, T, D_c)
         vector = None
         if self.config.unet.emotion_dim:

@@ -14,14 +14,14 @@ from tools.checkpoint import load_part
 from tools.processes import Processes
 
 MINUTES = 45  # on two cores; --minutes
-SPATIAL_FRACTION = 0.15  # of the training: the spatial half alone, on single frames
+SPATIAL_FRACTION = 0.15  # of the training: the spatial half alone, on single frames; --spatial
 BATCH = 4  # windows a step
 LEARNING_RATE = 1.5e-3  # the highest, after the warm-up
 DECAY = 0.998  # of the average of the weights, a step
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = begin.options(argv, __doc__, MINUTES, BATCH, LEARNING_RATE)
+    args = begin.options(argv, __doc__, MINUTES, BATCH, LEARNING_RATE, SPATIAL_FRACTION)
     if args.describe:
         return describe.describe(args, scaling.chosen(args), "keyframe")
     processes = Processes.join()
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         # less and teaches more. Temporal layers start as a pass-through, so when they come in, the
         # only change is that each frame attends to 14 audio tokens instead of one. All this is left
         # out where --init gave weights that were trained before.
-        spatial_only = run.progress < SPATIAL_FRACTION and not run.facts["trained_before"]
+        spatial_only = run.progress < args.spatial and not run.facts["trained_before"]
 
         # In the spatial phase a batch has 14 x --batch single frames instead of --batch windows.
         size = 14 * args.batch if spatial_only else args.batch

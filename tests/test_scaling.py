@@ -115,7 +115,7 @@ def test_a_config_file_decides_the_networks_alone(frozen, tmp_path, train):  # n
               f"--config={frozen / 'config.json'}", "--steps=1")
     with pytest.raises(InputError, match="--config: latent_shape does not .* python -m tools.pre"):
         train(train_keyframe, tmp_path / "new", f"--init={out}", "--config=small", "--steps=1")
-    with pytest.raises(InputError, match="leave out --init and --config"):
+    with pytest.raises(InputError, match="leave out --init, --config and --without"):
         train(train_keyframe, out, "--resume", "--config=tiny")
 
 

@@ -18,8 +18,10 @@ TIMES_SEEN = 36  # how often each clip of the drawn world is seen, about
 STEPS_A_MINUTE = 220  # on fast cores; only the number of clips to prepare follows from it
 
 
-def options(argv: list[str] | None, description: str, minutes: float, batch: int, lr: float) -> argparse.Namespace:
-    """The options of both trainings. minutes, batch and lr are the calling script's defaults."""
+def options(argv: list[str] | None, description: str, minutes: float, batch: int, lr: float,
+            spatial: float | None = None) -> argparse.Namespace:
+    """The options of both trainings. minutes, batch, lr and, for keyframes, spatial are the calling
+    script's defaults."""
     parser = Parser(description=description)
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/toy"), help="weights folder to train into")
@@ -38,6 +40,10 @@ def options(argv: list[str] | None, description: str, minutes: float, batch: int
     add("--lr", type=number(float, 1e-9, 1), help=f"highest learning rate (default: {lr:g}; "
         f"{scaling.LEARNING_RATE:g} to go on from SVD's network)")
     add("--seed", type=number(int, 0, 10**9), default=0)
+    if spatial is not None:
+        add("--spatial", type=number(float, 0, 1), default=spatial, metavar="FRACTION",
+            help="of the training: the spatial half alone (default: %(default)g; none of it where "
+            "--init gives keyframe weights)")
     scaling.add_options(add)
     args = parser.parse_args(argv)
     scaling.check_options(args)

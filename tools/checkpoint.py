@@ -35,7 +35,7 @@ BOUNDS = {
     **dict.fromkeys(("id_guidance", "audio_guidance", "autoguidance"), (-100, 100))}
 
 # Fields that folders of earlier versions lack; their defaults are what those meant.
-LATER = {"patch", "finetune", "checkpoint_activations"}
+LATER = {"patch", "finetune", "checkpoint_activations", "without"}
 
 
 def _value(hint: object, value: object, name: str, where: str) -> object:

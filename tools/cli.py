@@ -256,6 +256,12 @@ def remember_signals() -> list[int]:
     return _remembered
 
 
+def forget_signals() -> None:
+    """From now on a signal ends the process at once again."""
+    global _remembered
+    _remembered = None
+
+
 def end_with_parent() -> None:
     """Called first in a worker process: it is not to outlive the process that started it."""
     def leave() -> None:

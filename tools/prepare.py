@@ -225,6 +225,10 @@ class DrawnWorld:
 
     def __init__(self, count: int, config: Config):
         self.count, self.size, self.stage = count, config.size, config.keyframe
+        # Frames from the first to the last of a window, which chained models need one more of. Where
+        # keyframes are far apart, clips are longer.
+        self.span = (self.stage.frames - 1) * self.stage.spacing + 1 + self.stage.chained
+        self.seconds = DRAWN_SECONDS * -(-self.span // (DRAWN_SECONDS * FPS))
 
     def __len__(self) -> int:
         return self.count + DRAWN_TEST
@@ -256,11 +260,10 @@ class DrawnWorld:
 
         split, seed = self._seed(index)
         kind = None if self.held_out(index) else world.kind_of(seed)
-        clip = world.make_clip(seed, split, DRAWN_SECONDS, kind)
+        clip = world.make_clip(seed, split, self.seconds, kind)
         rng = np.random.default_rng([seed, len(split)])
-        span = (self.stage.frames - 1) * self.stage.spacing + 1
-        firsts = rng.choice(len(clip.emotion) - span + 1, self.WINDOWS, replace=False)
-        keyframes = [range(f, f + span, self.stage.spacing) for f in firsts]
+        firsts = rng.choice(len(clip.emotion) - self.span + 1, self.WINDOWS, replace=False)
+        keyframes = [range(f, f + self.span, self.stage.spacing) for f in firsts]
         ends = sorted({t for window in keyframes for t in window[:-1]})
         segments = rng.choice(ends, min(self.SEGMENTS, len(ends)), replace=False)
         times = sorted({int(t) for window in keyframes for t in window}

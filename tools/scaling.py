@@ -32,6 +32,8 @@ def add_options(add: Callable) -> None:
     """The options of a training that are about sizes and memory, by `add_argument`."""
     add("--config", type=named_config, metavar="tiny|small|full|FILE.json",
         help="sizes of a new model (default: those of --init, of --out, or tiny)")
+    add("--without", choices=("wavlm", "beats"),
+        help="leave this audio encoder out, of both stages, in training as in sampling")
     add("--describe", action="store_true",
         help="print parameters, memory, operations and hours of this training, and stop")
     add("--accumulate", type=number(int, 1, 10**5), default=1, metavar="PARTS",
@@ -43,8 +45,9 @@ def add_options(add: Callable) -> None:
 
 def check_options(args: argparse.Namespace) -> None:
     """Raises InputError for options that contradict each other."""
-    if args.resume and (args.init or args.config):
-        raise InputError("--resume continues what --out holds; leave out --init and --config")
+    if args.resume and (args.init or args.config or args.without):
+        raise InputError("--resume continues what --out holds; leave out --init, --config and "
+                         "--without")
     if args.shard and os.environ.get("WORLD_SIZE", "1") == "1":
         raise InputError("--shard: there is one process only; start several with torchrun")
 
@@ -84,6 +87,9 @@ def settled(found: Config, source: Path, args: argparse.Namespace) -> Config:
     InputError where they do not fit together."""
     if args.init and args.init.name in PUBLISHED and args.init.parent.name == "weights":
         found = finetuned(found)
+    for config in filter(None, (found, args.config)):
+        for stage in (config.keyframe, config.interp):
+            stage.without = args.without or stage.without
     if not args.config:
         return found
     stages = {name: replace(stage, finetune=stage.finetune or getattr(found, name).finetune)
