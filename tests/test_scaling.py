@@ -301,14 +301,14 @@ def test_published_weights_by_name(hub, tmp_path, monkeypatch, capsys):  # noqa:
     monkeypatch.setattr(pretrained, "make", note)
     monkeypatch.setattr(released, "convert", lambda _, out, dtype, config: note(out, config))
     for name in ("svd", "released", "svd"):
-        args = SimpleNamespace(init=Path(name), config=None, out=tmp_path)
+        args = SimpleNamespace(init=Path(name), config=None, without=None, out=tmp_path)
         assert scaling.chosen(args).keyframe.finetune
         pretrained.published(args, first=True)
         assert args.init == released.FOLDER.with_name(name)
         assert scaling.settled(little(), args.init, args).interp.finetune
     config = scaling.finetuned(little())
     assert made == [("svd", config), ("released", config)]
-    args = SimpleNamespace(init=tmp_path, config=None)
+    args = SimpleNamespace(init=tmp_path, config=None, without=None)
     pretrained.published(args, first=True)
     assert args.init == tmp_path
 
