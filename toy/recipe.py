@@ -53,7 +53,7 @@ class Phase:
     alone: bool = False  # it knows nothing of other processes
 
 
-AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 9000, 2.2, "vae")
+AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 9000, 2.0, "vae")
 WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 18000, 1.1, "wavlm")
 BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 4000, .3, "beats")
 JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", alone=True)
