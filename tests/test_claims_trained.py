@@ -1,7 +1,6 @@
 """The claims that need trainings: their variants, their commands, and what the trainings do."""
 
 import json
-import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import small
-from safetensors.torch import load_file, save_file
+from conftest import numbered, small
 from test_training import copy, train  # noqa: F401 (a fixture)
 
 import train_keyframe
@@ -99,12 +97,7 @@ def test_options_of_the_trainings(frozen, tmp_path, train):  # noqa: F811
 
 def test_a_chained_window_is_told_the_frame_before_it(cache, frozen, tmp_path):
     """In a cache whose latents are the numbers of the frames."""
-    mine = Path(shutil.copytree(cache, tmp_path / "mine"))
-    path = mine / "shards/0.mp4.000.safetensors"
-    shard = load_file(path)
-    shard["mean"] = torch.arange(60)[:, None, None, None].expand(60, 4, 8, 8).half().contiguous()
-    shard["logvar"].fill_(-30)
-    save_file(shard, path)
+    mine = numbered(cache, tmp_path / "mine")
     config = load_config(Config, frozen)
     config.keyframe.spacing, config.interp.frames = 1, 2
     clips = Clips(mine, "test", config.check().keyframe, lambda z: z, frozen)

@@ -222,8 +222,8 @@ def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes
                 optimizer.load_state_dict(known)
             step, before = state["step"], state["seconds"]
         except (KeyError, RuntimeError, TypeError, ValueError):
-            raise InputError(f"--resume: {args.out / 'vae.state'} is of an autoencoder of another "
-                             "--size") from None
+            raise InputError(f"--resume: {args.out / 'vae.state'} is of another --size, or of an "
+                             "earlier version") from None
     objective = processes.parallel(Objective(vae), some_unused=False)
     first, rows, signals = processes.rank == 0, processes.rows(BATCH), remember_signals()
     start = reported = saved = time.monotonic()

@@ -7,7 +7,7 @@ draw a face from a single frame; all interpolation models begin from the finishe
 
 Everything lies in runs/claims, so that an interrupted command goes on and nothing is trained twice:
 
-    XXXXXXXX/               for these weights (others begin anew)
+    0f3c91d2/               for these weights (others begin anew)
         clips_13/           the drawn world, for windows of this spacing
         blank/ spatial/ finished/       what trainings begin from
         keyframe-shipped-0/ keyframe-without_beats-0/ ...     a training: stage, variant, seed
