@@ -41,8 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
     scaling.prepared(stage, model.vae, args, LEARNING_RATE)
-    optimizer = torch.optim.AdamW(stage.parameters(), lr=args.lr, betas=(0.9, 0.99),
-                                  weight_decay=0.01, foreach=True)
+    optimizer = scaling.optimizer(stage, args.lr)
     average = training.averaged(stage, DECAY)
     run = training.Run("keyframe", args, model, stage, optimizer, average, held_out, processes,
                        {"trained_before": trained_before})

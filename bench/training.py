@@ -82,7 +82,7 @@ def steps(config: Config, interpolation: bool, batch: int, count: int, device: s
     """Steps a second, the share of the time in which they wait for data, and operations a step."""
     stage = Stage(config.interp if interpolation else config.keyframe).to(device).train()
     vae = VAE(config.vae).to(device).requires_grad_(False)
-    optimizer = torch.optim.AdamW(stage.parameters(), foreach=True)
+    optimizer = scaling.optimizer(stage, 1e-3)
     with tempfile.TemporaryDirectory() as folder:
         cache = made_up(Path(folder) / "weights", config, 8)
         clips = Clips(cache, "train", stage.config, vae.scale, cache.parent)

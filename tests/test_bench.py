@@ -126,7 +126,9 @@ def test_a_training_takes_what_is_described():
             training.learn()
 
     assert found.bytes == pytest.approx(gpu_memory.grown(two_steps), rel=0.1)
-    assert found.optimizer == pytest.approx(2 * found.gradients, rel=0.01)
+    matrices, rest = (sum(p.numel() for p in group["params"])  # of which Muon keeps one mean, AdamW two
+                      for group in Training(spared, "keyframe").optimizer.param_groups)
+    assert found.optimizer == pytest.approx(4 * (matrices + 2 * rest), rel=0.01)
     assert found.gradients == 4 * found.trained == 4 * found.parameters
 
 

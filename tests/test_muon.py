@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tools.muon import Muon, optimizers, orthogonal
+from tools.muon import Muon, orthogonal
 from vae import VAE, VAEConfig
 
 
@@ -26,7 +26,7 @@ def test_steps_as_torch_does(monkeypatch):
     theirs, ours = nn.Parameter(start.clone()), nn.Parameter(start.view(8, 3, 3, 3).clone())
     optimizer = torch.optim.Muon([theirs], lr=.02, weight_decay=.01, momentum=.95,
                                  adjust_lr_fn="match_rms_adamw")
-    mine = Muon([ours], lr=.02)
+    mine = Muon(nn.ParameterList([ours]), .02, ())
     for grad in grads:
         theirs.grad, ours.grad = grad, grad.view(8, 3, 3, 3)
         optimizer.step()
@@ -35,10 +35,24 @@ def test_steps_as_torch_does(monkeypatch):
     torch.testing.assert_close(ours.flatten(1), theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_every_parameter_has_one_optimizer():
+def test_every_parameter_steps_once():
     vae = VAE(VAEConfig.tiny())
-    muon, adam = ([p for group in each.param_groups for p in group["params"]]
-                  for each in optimizers(vae, 1e-3, ("conv_in", "conv_out")))
+    optimizer = Muon(vae, 1e-3, ("conv_in", "conv_out"))
+    muon, adam = (group["params"] for group in optimizer.param_groups)
     assert {*map(id, muon)} | {*map(id, adam)} == {*map(id, vae.parameters())}
     assert len(muon) + len(adam) == len(list(vae.parameters()))
     assert all(p.ndim == 4 for p in muon) and id(vae.decoder.conv_out.weight) in map(id, adam)
+    # A first step of AdamW moves every number by the rate, whatever the gradient.
+    before = [p.detach().clone() for p in adam]
+    for p in vae.parameters():
+        p.grad = torch.randn_like(p)
+    muon[0].grad = None  # of a part that was not computed
+    first = muon[0].detach().clone()
+    optimizer.step()
+    for p, old in zip(adam, before):
+        torch.testing.assert_close((p - old * (1 - 1e-5)).abs(), torch.full_like(p, 1e-3),
+                                   rtol=1e-3, atol=1e-6)
+    assert torch.equal(first, muon[0]) and len(optimizer.param_groups) == 2
+    again = Muon(vae, 1e-3, ("conv_in", "conv_out"))
+    again.load_state_dict(optimizer.state_dict())
+    assert len(again.state) == len(optimizer.state) == len(list(vae.parameters())) - 1

@@ -107,7 +107,7 @@ class Training:
         self.stage = scaling.fitted(Stage(getattr(config, name)), self.vae, bf16).train()
         self.average = Stage(self.stage.config).requires_grad_(False)
         self.trained = [p for p in self.stage.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, foreach=True)
+        self.optimizer = scaling.optimizer(self.stage, 1e-3)
 
     def passes(self, batch: int) -> None:
         """Forward and backward with `batch` windows."""
@@ -164,7 +164,7 @@ def describe(args: argparse.Namespace, config: Config, name: str) -> None:
           f"trained\nmemory of a process, {batch} window{'s' * (batch > 1)} at a time: "
           f"{found.bytes / 1e9:.2f} GB")
     for kind, what in (("weights", "of the network and of its average"), ("gradients", ""),
-                       ("optimizer", "AdamW's two means"), ("autoencoder", ""),
+                       ("optimizer", "means of gradients"), ("autoencoder", ""),
                        ("activations", "and all else at the peak of a step")):
         print(f"  {kind:11} {getattr(found, kind) / 1e9:7.2f} GB  {what}".rstrip())
     print(f"operations of a process: {operations / 1e12:.3g} T a step; at assumed speeds:")

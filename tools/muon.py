@@ -7,7 +7,6 @@ in bfloat16, in which CPUs without bfloat16 are ten times slower; this one takes
 """
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -31,31 +30,34 @@ def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
     return x
 
 
-class Muon(torch.optim.Optimizer):
-    """For weights of two and more dimensions; (O, I, k, k) is a matrix of O rows. A step's root
-    mean square is .2 times the learning rate, about AdamW's, so that both take the same rate."""
+class Muon(torch.optim.AdamW):
+    """AdamW, but for the weights of two and more dimensions within a network, of which (O, I, k, k)
+    is a matrix of O rows. A step's root mean square is .2 times the learning rate there, about
+    AdamW's, so that all take the same rate. The layers at the network's `ends`, which are those with
+    one of these words in their names, are AdamW's, as are the vectors."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
-        super().__init__(parameters, {"lr": lr})
+    def __init__(self, network: nn.Module, lr: float, ends: tuple[str, ...]):
+        def inner(name: str, p: nn.Parameter) -> bool:
+            return p.ndim > 1 and not any(word in name for word in ends)
+
+        super().__init__([{"params": [p for name, p in network.named_parameters()
+                                      if inner(name, p) == matrices], "matrices": matrices}
+                          for matrices in (True, False)], lr, weight_decay=DECAY)
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                m = state["momentum"].mul_(MOMENTUM).add_(p.grad)
-                direction = (p.grad + MOMENTUM * m).flatten(1)          # Nesterov's: (O, I k k)
-                direction = orthogonal(direction) * .2 * math.sqrt(max(direction.shape))
-                p.mul_(1 - group["lr"] * DECAY).sub_(direction.view_as(p), alpha=group["lr"])
-
-
-def optimizers(network: nn.Module, lr: float, ends: tuple[str, ...]) -> list[torch.optim.Optimizer]:
-    """Muon for the network's matrices, and AdamW for its vectors and for the layers at its `ends`,
-    which are those with one of these words in their names."""
-    named = list(network.named_parameters())
-    inner = [p for name, p in named if p.ndim > 1 and not any(word in name for word in ends)]
-    chosen = {id(p) for p in inner}
-    rest = [p for _, p in named if id(p) not in chosen]
-    return [Muon(inner, lr), torch.optim.AdamW(rest, lr, weight_decay=DECAY)]
+        inner, rest = groups = self.param_groups
+        self.param_groups = [rest]
+        super().step()
+        self.param_groups = groups
+        for p in inner["params"]:
+            if p.grad is None:  # not a part of what was computed
+                continue
+            state = self.state[p]
+            if not state:
+                state.update(step=torch.tensor(0.0), momentum=torch.zeros_like(p))
+            state["step"] += 1  # AdamW wants to find one in each state that it loads
+            m = state["momentum"].mul_(MOMENTUM).add_(p.grad)
+            direction = (p.grad + MOMENTUM * m).flatten(1)              # Nesterov's: (O, I k k)
+            direction = orthogonal(direction) * .2 * math.sqrt(max(direction.shape))
+            p.mul_(1 - inner["lr"] * DECAY).sub_(direction.view_as(p), alpha=inner["lr"])

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from stage import Config, Stage
 from tools.checkpoint import fitting, from_dict, load_config, overlaid, read_json
 from tools.cli import HERE, InputError, number
+from tools.muon import Muon
 from vae import VAE
 
 LEARNING_RATE, WARM_UP = 1e-5, 1000  # of the paper, to go on from SVD's network
@@ -149,6 +150,19 @@ def prepared(stage: Stage, vae: VAE, args: argparse.Namespace, usual_lr: float) 
         stage.distance = lpips_distance(device) or stage.distance
     args.lr = args.lr or (LEARNING_RATE if stage.config.finetune else usual_lr)
     return fitted(stage, vae, args.bf16)
+
+
+# Of a stage's weights those that are no inner matrices: what stands at its inputs and its output.
+ENDS = ("audio_proj", "learned_mask", "input_blocks.0.", "time_embed.0", "label_emb.0.0", "unet.out.")
+
+
+def optimizer(stage: Stage, lr: float) -> torch.optim.Optimizer:
+    """Muon, which from nothing takes fewer steps; AdamW, as in the paper, to go on from SVD's network,
+    which AdamW trained."""
+    if stage.config.finetune:
+        return torch.optim.AdamW(stage.parameters(), lr, betas=(.9, .99), weight_decay=.01,
+                                 foreach=True)
+    return Muon(stage, lr, ENDS)
 
 
 def parts(count: int, *batch: object) -> Iterator[list]:

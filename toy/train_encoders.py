@@ -28,15 +28,19 @@ from audio import MARGIN, AudioConfig, AudioEncoder, cut, fbank, speech_view
 from tools.checkpoint import code_version, load_part, load_state, save_part, save_state
 from tools.cli import InputError, Parser, make_folder, number, remember_signals, run
 from tools.media import FRAME_SAMPLES
+from tools.muon import Muon
 from tools.processes import Processes
 from toy.faces import STATE
 from toy.voices import PHONEMES, VISEME_CLASSES
 from toy.world import EVENTS, Clip, kind_of, make_clip
 
 LR, EAR_LR, WARM_UP = 4e-3, 8e-3, 60
-STEPS, EAR_STEPS = {"wavlm": 18000, "beats": 4000}, 300
+STEPS, EAR_STEPS = {"wavlm": 9000, "beats": 2500}, 300
 BATCH_FRAMES = 960  # four whole chunks; at first short ones, whose attention is cheaper
 SHORT, SHORT_PART = 60, .85  # frames; share of the steps
+# What is no inner matrix: the layers that hear first and the heads, and biases of attention.
+ENDS = ("conv_layers.0.", "patch_embedding", "head.", "gru_rel", "rel_attn", "grep_",
+        "relative_attention_bias", "weight_g", "original0")
 OFFSETS = (-4, -2, 0, 2, 4)  # of the phonemes that a token is to know, in tokens of 20 ms
 LIPS = [STATE.index(name) for name in ("jaw", "width", "rounding", "bite", "tongue")]
 SHUT = .05  # of the jaw: closed lips
@@ -156,7 +160,7 @@ def fit(name: str, objective: Objective, args: Namespace, chunk: int, steps: int
     the end, `save` gets one. Ends early when there is one of the `signals`."""
     objective.to(processes.device)
     objective.encoder.requires_grad_(True)
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=lr, weight_decay=.01)
+    optimizer = Muon(objective, lr, ENDS)
     if state:
         objective.load_state_dict(state["objective"])
         optimizer.load_state_dict(state["optimizer"])
@@ -290,7 +294,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=number(int, 1, 10**9), help="of training (default: "
                         + ", ".join(f"{steps} for {name}" for name, steps in STEPS.items()) + ")")
-    parser.add_argument("--clips", type=number(int, 80, 10**6), default=6000,
+    parser.add_argument("--clips", type=number(int, 80, 10**6), default=3000,
                         help="clips of 10 s to train on")
     parser.add_argument("--part", choices=tuple(STEPS), help="train only this one")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")

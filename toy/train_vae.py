@@ -39,7 +39,7 @@ from tools.cli import (
     run,
     warn,
 )
-from tools.muon import optimizers
+from tools.muon import Muon
 from tools.processes import Processes
 from toy.faces import STATE, draw, random_identity
 from vae import VAE, VAEConfig, brightness_error
@@ -212,14 +212,13 @@ def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes
     """Trains for args.steps, or goes on with what args.out holds, and writes it there."""
     torch.manual_seed(0)
     vae = VAE(VAEConfig.tiny(faces.size)).to(processes.device, memory_format=torch.channels_last)
-    both = optimizers(vae, LR, ("conv_in", "conv_out"))
+    optimizer = Muon(vae, LR, ("conv_in", "conv_out"))
     step, before = 0, 0.0  # done in earlier runs: steps, and their seconds
     if args.resume:
         state = load_state(args.out / "vae.state")
         try:
             vae.load_state_dict(state["vae"])
-            for optimizer, known in zip(both, state["optimizers"], strict=True):
-                optimizer.load_state_dict(known)
+            optimizer.load_state_dict(state["optimizer"])
             step, before = state["step"], state["seconds"]
         except (KeyError, RuntimeError, TypeError, ValueError):
             raise InputError(f"--resume: {args.out / 'vae.state'} is of another --size, or of an "
@@ -231,7 +230,7 @@ def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes
     while step < args.steps and not stopped:
         # Half a cosine down to 1 %, after a warm-up.
         decay = .01 + .99 * math.cos(step / args.steps * math.pi / 2) ** 2
-        for group in both[0].param_groups + both[1].param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = LR * min(1, (step + 1) / WARM_UP) * decay
 
         # Pictures and noise follow from the number of the step, whatever the number of processes.
@@ -243,8 +242,7 @@ def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes
         vae.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        for optimizer in both:
-            optimizer.step()
+        optimizer.step()
         step += 1
 
         running += (loss.item() - running) * max(.004, 1 / (step - steps_then))
@@ -259,7 +257,7 @@ def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes
             reported = now
         if first and (now - saved > SAVE_EVERY or done):
             config = save(args.out, vae, faces, step == args.steps, step=step, seconds=seconds,
-                          optimizers=[optimizer.state_dict() for optimizer in both])
+                          optimizer=optimizer.state_dict())
             saved = now
     if first and args.steps > steps_then:
         for name, values in (("mean", config.latent_mean), ("std", config.latent_std)):
