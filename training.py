@@ -25,7 +25,7 @@ from tools.cli import InputError, remember_signals
 from tools.figures import load_metrics, save_grid, save_metrics, tensorboard
 from tools.processes import Processes
 
-SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 60, 600  # seconds
+SAVE_EVERY, REPORT_EVERY, SHEET_EVERY = 180, 240, 900  # seconds
 HELD_OUT = 32  # windows
 WARM_UP = 100  # steps in which the learning rate rises
 NOT_FINITE = 10  # steps in a row that are skipped before a training gives up

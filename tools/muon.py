@@ -7,6 +7,7 @@ in bfloat16, in which CPUs without bfloat16 are ten times slower; this one takes
 """
 
 import math
+from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,17 @@ MOMENTUM, DECAY = .95, .01
 
 
 def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
-    """A matrix (m, n) with about the singular vectors of x, and singular values between .7 and 1.2:
-    of x = U S V^T about U V^T, by Newton and Schulz's iteration, in matrix products alone."""
+    """Matrices (..., m, n) with about the singular vectors of x, and singular values between .7 and
+    1.2: of x = U S V^T about U V^T, by Newton and Schulz's iteration, in matrix products alone."""
     # With x scaled so that no singular value is above 1, each step applies to all of them
     #     f(s) = a s + b s^3 + c s^5,
     # whose slope a at 0 lifts the small ones quickly.
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = x / (x.norm() + 1e-7)
-    if x.shape[0] > x.shape[1]:
-        return orthogonal(x.T, steps).T
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if x.shape[-2] > x.shape[-1]:
+        return orthogonal(x.mT, steps).mT
     for _ in range(steps):
-        square = x @ x.T
+        square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
     return x
 
@@ -42,7 +43,8 @@ class Muon(torch.optim.AdamW):
 
         super().__init__([{"params": [p for name, p in network.named_parameters()
                                       if inner(name, p) == matrices], "matrices": matrices}
-                          for matrices in (True, False)], lr, weight_decay=DECAY)
+                          for matrices in (True, False)], lr, weight_decay=DECAY,
+                         foreach=True)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -50,6 +52,7 @@ class Muon(torch.optim.AdamW):
         self.param_groups = [rest]
         super().step()
         self.param_groups = groups
+        alike = defaultdict(list)  # matrices of one shape are made orthogonal together
         for p in inner["params"]:
             if p.grad is None:  # not a part of what was computed
                 continue
@@ -59,5 +62,9 @@ class Muon(torch.optim.AdamW):
             state["step"] += 1  # AdamW wants to find one in each state that it loads
             m = state["momentum"].mul_(MOMENTUM).add_(p.grad)
             direction = (p.grad + MOMENTUM * m).flatten(1)              # Nesterov's: (O, I k k)
-            direction = orthogonal(direction) * .2 * math.sqrt(max(direction.shape))
-            p.mul_(1 - inner["lr"] * DECAY).sub_(direction.view_as(p), alpha=inner["lr"])
+            alike[direction.shape].append((p, direction))
+        for shape, found in alike.items():
+            parameters, directions = zip(*found, strict=True)
+            directions = orthogonal(torch.stack(directions)) * .2 * math.sqrt(max(shape))
+            for p, direction in zip(parameters, directions, strict=True):
+                p.mul_(1 - inner["lr"] * DECAY).sub_(direction.view_as(p), alpha=inner["lr"])
