@@ -57,12 +57,16 @@ AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 900
 WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 9000, 1.5, "wavlm")
 BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 2500, .4, "beats")
 JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", alone=True)
-KEYFRAMES = Phase("keyframes", ("train_keyframe.py",), 20000, 6, "keyframe")
-# Once more with half the rate and the windows in another order, from the average of the weights.
-SLOWER = Phase("keyframes, slower", ("train_keyframe.py", "--init", "DIR", "--seed", "1",
-                                     "--lr", "8e-4"), 10000, 3, "keyframe")
-INTERPOLATION = Phase("interpolation", ("train_interp.py",), 16000, 4.5, "interp")
-PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES, KEYFRAMES, SLOWER, INTERPOLATION)
+# Each network once more with half the rate and the windows in another order, from the average of
+# its weights. So no phase is longer than two hours of two cores.
+AGAIN = ("--init", "DIR", "--seed", "1")
+KEYFRAMES = Phase("keyframes", ("train_keyframe.py",), 10000, 3.9, "keyframe")
+KEYFRAMES_SLOWER = Phase("keyframes, slower", ("train_keyframe.py", *AGAIN, "--lr", "8e-4"),
+                         5000, 2, "keyframe")
+BETWEEN = Phase("interpolation", ("train_interp.py",), 8000, 2.7, "interp")
+BETWEEN_SLOWER = Phase("interpolation, slower", ("train_interp.py", *AGAIN, "--lr", "5e-4"),
+                       4000, 1.3, "interp")
+PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES, KEYFRAMES, KEYFRAMES_SLOWER, BETWEEN, BETWEEN_SLOWER)
 HOURS = sum(phase.hours for phase in PHASES)
 
 
