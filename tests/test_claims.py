@@ -21,12 +21,14 @@ from toy.claims.measure import (
     Look,
     compare,
     measure,
+    measure_ceiling,
     together,
     value,
     verdict,
 )
-from toy.claims.sampled import chained_frames
+from toy.claims.sampled import CHAINED, OWN, chained_frames
 from toy.evaluation.judges import JUDGED
+from toy.world import frames, to_bytes
 
 RNG = np.random.default_rng(0)
 
@@ -39,11 +41,21 @@ def found(lip: float = 0.9, distance: float = 10.0, clips: int = 8, **more: floa
         name: [x] * clips for name, x in more.items()}
 
 
+@pytest.fixture
+def weights(tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_config(small(), folder)
+    return folder
+
+
 @pytest.mark.parametrize("low, high, better, margin, each, expected", [
     (0.1, 0.3, "higher", 0, [0.2, 0.2], REPRODUCED),
     (0.1, 0.3, "higher", 0, [0.5, -0.1], NONE),                  # the seeds do not agree
     (-0.1, 0.3, "higher", 0, [0.1], NONE),
     (-0.3, -0.1, "higher", 0, [-0.2], NOT),
+    (-0.3, -0.1, "higher", 0, [-0.5, 0.1], NONE),
+    (-0.3, -0.2, "higher", 0.1, [-0.4, -0.05], NONE),            # this one is within the margin
     (-0.3, -0.1, "lower", 0, [-0.2], REPRODUCED),
     (0.1, 0.3, "lower", 0, [0.2], NOT),
     (-0.05, 0.02, "higher", 0.1, [0], REPRODUCED),               # not worse by more than the margin
@@ -69,18 +81,22 @@ def test_models_are_compared_clip_by_clip():
     assert seen["value"] == pytest.approx(apart.mean() + 0.01) and seen["n"] == 200
     assert seen["each"] == pytest.approx([apart.mean(), apart.mean() + 0.02])
     assert seen["low"] == pytest.approx(seen["value"] - 1.96 * error, abs=0.15 * error)
+    single = compare(ours, [{"jaw": clips.tolist()}], "jaw")      # which stands beside each seed
+    assert single == seen and len(single["each"]) == 2
     ours[0]["jaw"][0] = None                                     # a clip that has no value
     assert compare(ours, [{"jaw": clips.tolist()}] * 2, "jaw")["n"] == 199
     assert value(ours[1:], "jaw")["value"] == pytest.approx((clips + apart).mean() + 0.02)
 
 
 def test_the_interval_of_a_distance_is_a_jackknifes():
-    """Of a mean it is the standard error."""
-    x = RNG.normal(3, 2, 8)
-    without = (x.sum() - x) / 7
-    mean, low, high = frechet.interval(np.array([x.mean(), *without]))
-    reach = 1.96 * x.std(ddof=1) / np.sqrt(8)
-    assert (low, high) == pytest.approx((mean - reach, mean + reach))
+    """Of a mean it is the standard error, times Student's t of one degree less than groups."""
+    for k, t in ((2, 12.706), (8, 2.365)):
+        x = RNG.normal(3, 2, k)
+        without = (x.sum() - x) / (k - 1)
+        mean, low, high = frechet.interval(np.array([x.mean(), *without]))
+        reach = t * x.std(ddof=1) / np.sqrt(k)
+        assert (low, high) == pytest.approx((mean - reach, mean + reach))
+    assert frechet.interval(np.array([3.0])) == (3, 3, 3)
     both = [{"distance": [x.mean() + more, *(without + more)], "jaw": [0] * 8} for more in (1, 0)]
     seen = compare(both[:1], both[1:], "distance")
     assert (seen["value"], seen["low"], seen["high"]) == pytest.approx((1, 1, 1))
@@ -106,6 +122,9 @@ def test_a_film_that_is_the_truth_gets_the_best_figures(monkeypatch):
                       "smeared": 0, "seconds": 2}.items():
         assert best[name] == pytest.approx([one] * 3, abs=1e-5), name
     assert best["distance"] == pytest.approx([0] * 4, abs=1e-3) and best["NSV"] == []
+    top = measure_ceiling(cli.WEIGHTS, 3)                        # it stands beside the drawn films
+    assert top["sharpness"] == [1] * 3 and top["seconds"] == [] and len(top["distance"]) == 4
+    assert max(top["jaw"]) < 0.7 and min(top["distance"]) > 1    # (of other states than these)
     monkeypatch.setattr(measuring, "made", lambda *_: films[1:] + films[:1])
     other = measure(cli.WEIGHTS, 3)
     assert max(other["jaw"]) < 0.7 and max(other["LipScore"]) < 0.99
@@ -116,11 +135,12 @@ def test_the_chained_baseline_is_told_its_own_last_frame():
 
     def sample(film, window):
         told.append(film.identity.mean().item())
+        assert (film.id_guidance, film.audio_guidance) == (1, 3)
         assert film.plan.window(window) == [4 * window + i for i in range(4)]
         return torch.stack([torch.full((4, 2, 2), (4 * window + i) / 10) for i in range(4)])
 
-    config = SimpleNamespace(keyframe=SimpleNamespace(frames=4), steps=1, id_guidance=1,
-                             audio_guidance=1, autoguidance=1)
+    config = SimpleNamespace(keyframe=SimpleNamespace(frames=4), steps=1, id_guidance=2,
+                             audio_guidance=3, autoguidance=1)
     vae = SimpleNamespace(to_latents=lambda x: x, to_images=lambda x: x[:, :3])
     model = SimpleNamespace(config=config, vae=vae, sample_keyframes=sample)
     film = list(chained_frames(model, np.full((2, 2, 3), 255, np.uint8), np.zeros(
@@ -130,32 +150,79 @@ def test_the_chained_baseline_is_told_its_own_last_frame():
                                                        for i in range(total)]
 
 
+def test_a_chained_film_begins_from_the_true_first_frame(monkeypatch):
+    """And ours from a portrait in another pose."""
+    def film(model, image, wave, curve, seed):
+        begun.append(image)
+        return iter(RNG.integers(0, 255, (50, 32, 32, 3), np.uint8))
+
+    begun = []
+    monkeypatch.setattr(sampled, "loaded", lambda _: SimpleNamespace(size=32))
+    monkeypatch.setattr(sampled, "judges_of", lambda _: None)
+    monkeypatch.setattr(sampled, "look", lambda _, film: SimpleNamespace(
+        features=np.stack([frame.mean((0, 1)) for frame in film])))
+    monkeypatch.setattr(sampled, "chained_frames", film)
+    monkeypatch.setattr(sampled, "KeyFace", SimpleNamespace(animate=film))
+    for chain in (True, False):
+        seen = sampled.long_film(cli.WEIGHTS, cli.WEIGHTS, 5, 2, chain)
+        assert min(seen["film"]) > max(seen["truth"]) and len(seen["film"]) == 2
+    true = to_bytes(frames(sampled.long_clip(5, 2), [0], 32))[0]
+    assert [np.array_equal(image, true) for image in begun] == [True, False]
+
+
+def test_of_each_name_the_first_film_keeps_its_strip(tmp_path, weights, monkeypatch):
+    monkeypatch.setattr(sampled, "pool", lambda: None)
+    monkeypatch.setattr(sampled, "made", lambda _, function, tasks, __: map(function, *zip(*tasks)))
+    kept = Kept(tmp_path / "a.json", weights, 3)
+    for name in "ab":
+        sampled.each_film(kept, name, lambda i: {"n": i, "strip": "x"}, [(i,) for i in range(2)])
+    assert kept.parts == {"a 0": {"n": 0, "strip": "x"}, "a 1": {"n": 1},
+                          "b 0": {"n": 0, "strip": "x"}, "b 1": {"n": 1}}
+
+
+def test_long_films(tmp_path, weights, monkeypatch):
+    """By which weights which are made: ten of each of the two models that are trained alike."""
+    found = {}
+    monkeypatch.setattr(sampled, "each_film", lambda kept, name, function, tasks: found.update(
+        {name: (len(tasks), *(tasks[-1][i] for i in (0, 3, 4)))}))
+    monkeypatch.setattr(sampled, "for_long", lambda weights: ("a", "b"))
+    sampled.measure_long(Kept(tmp_path / "a.json", weights, 20))
+    assert found == {"ours": (20, weights, 120, False), "longest": (2, weights, 600, False),
+                     OWN: (10, "a", 120, False), CHAINED: (10, "b", 120, True)}
+
+
 # ---- What each claim concludes -------------------------------------------------------------------
 
+# Better than any model, so that it would be seen if it counted as one.
+CEILING = {"ceiling": found(0.99, 1) | {"seconds": [], "NSV": []}}
+STRIP = {"strip": sampled.to_text([np.zeros((8, 8, 3), np.uint8)] * 3)}
+
+
 def steps(ten: dict) -> dict:
-    return {"2": found(0.7, 30), "10": ten, "20": found()}
+    return CEILING | {"2": found(0.7, 30), "10": ten, "20": found()}
 
 
 def guidance(quality: float, sync: float) -> dict:
-    return {"default": [1.5, 2.0]} | {
+    return CEILING | {"default": [1.5, 2.0]} | {
         f"{i:g}, {a:g}": found(0.8 + sync * a, 10 - quality * i)
         for i in (1, 1.5, 2, 4) for a in (1, 2, 5, 8)}
 
 
 def emotions(judged: np.ndarray) -> dict:
-    strip = sampled.to_text([np.zeros((8, 8, 3), np.uint8)] * 3)
-    return {f"film {i}": {"judged": judged.tolist(), "strip": strip, "jaw": 0.9} for i in range(12)}
+    return {f"film {i}": {"judged": judged.tolist(), "jaw": 0.9} | (STRIP if i == 0 else {})
+            for i in range(12)}
 
 
-def long(ours: float, chained: float | None) -> dict:
-    strip = sampled.to_text([np.zeros((8, 8, 3), np.uint8)] * 3)
-    parts = {}
-    for name, rise, seconds in (("ours", ours, 120), ("chained", chained, 120),
-                                ("longest", ours, 600)):
-        for i in range(6 if rise is not None else 0):
+def long(ours: float, own: float, chained: float) -> dict:
+    """By how much films rise in a minute; chained ones by all at once, in five seconds."""
+    parts, t = {}, np.arange(600)
+    for name, rises in (("ours", ours * t / 60), (OWN, own * t / 60), ("longest", ours * t / 60),
+                        (CHAINED, chained * np.minimum(t, 5) / 5)):
+        seconds = 600 if name == "longest" else 120
+        for i in range(6):
             truth = 5 + np.random.default_rng(i).random(seconds)
-            parts[f"{name} {i}"] = {"film": (truth + 5 + rise * np.arange(seconds) / 60).tolist(),
-                                    "truth": truth.tolist(), "strip": strip}
+            parts[f"{name} {i}"] = {"film": (truth + 5 + rises[:seconds]).tolist(),
+                                    "truth": truth.tolist()} | (STRIP if i == 0 else {})
     return parts
 
 
@@ -163,25 +230,27 @@ def long(ours: float, chained: float | None) -> dict:
     ("steps", steps(found()), REPRODUCED),
     ("steps", steps(found(0.85)), NOT),
     ("steps", steps(found(0.9, 12)), NOT),
-    ("autoguidance", {"1": found(), "2": found(distance=9)}, REPRODUCED),
-    ("autoguidance", {"1": found(), "2": found(distance=11)}, NOT),
+    ("autoguidance", CEILING | {"1": found(), "2": found(distance=9)}, REPRODUCED),
+    ("autoguidance", CEILING | {"1": found(), "2": found(distance=11)}, NOT),
     ("guidance", guidance(1, 0.01), REPRODUCED),
     ("guidance", guidance(1, 0), NONE),
     ("guidance", guidance(-1, 0.01), NOT),
     ("emotions", emotions(sampled.asked()), REPRODUCED),
     ("emotions", emotions(0 * sampled.asked() + 0.3), NOT),      # it stays as it is
-    ("long", long(0.0, 3.0), REPRODUCED),
-    ("long", long(0.0, None), REPRODUCED),
-    ("long", long(0.0, 0.0), NONE),
-    ("long", long(3.0, 5.0), NOT)])
+    ("long", long(0.5, 1.0, 4.0), REPRODUCED),                   # by .9 of 10; 1.9 against 4
+    ("long", long(1.0, 1.0, 4.0), NOT),
+    ("long", long(0.0, 0.0, 0.0), NONE),
+    ("long", long(0.0, 1.0, 0.0), NOT)])
 def test_what_a_claim_concludes(name, parts, expected):
     said, seen, table = command.CLAIMS[name].judge(parts)
     assert said == expected, seen
     assert seen.endswith(".") and len({line.count("|") for line in table.splitlines()}) == 1
+    assert "ceiling" not in seen and table.count("ceiling") == ("ceiling" in parts)
+    assert table.endswith("| - |\n") == ("ceiling" in parts)    # its row, the last, has no seconds
 
 
 @pytest.mark.parametrize("name, parts", [
-    ("steps", steps(found())), ("guidance", guidance(1, 0)), ("long", long(0.1, 3.0)),
+    ("steps", steps(found())), ("guidance", guidance(1, 0)), ("long", long(0.1, 0.1, 3.0)),
     ("emotions", emotions(sampled.asked()))])
 def test_a_claim_is_drawn(tmp_path, name, parts):
     command.CLAIMS[name].draw(tmp_path / "a.png", parts)
@@ -189,14 +258,6 @@ def test_a_claim_is_drawn(tmp_path, name, parts):
 
 
 # ---- The command ---------------------------------------------------------------------------------
-
-@pytest.fixture
-def weights(tmp_path):
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    save_config(small(), folder)
-    return folder
-
 
 def test_a_claim_that_was_interrupted_goes_on(tmp_path, weights, monkeypatch):
     done, full = [], True
@@ -223,8 +284,9 @@ def test_a_claim_that_was_interrupted_goes_on(tmp_path, weights, monkeypatch):
     assert cli.run(command.main, [*argv, "tried"]) == 0          # again: all of it is kept
     assert cli.run(command.main, argv) == 0                      # nothing is missing
     assert len(done) == 3
-    assert cli.run(command.main, [*argv, "tried", "--clips=5"]) == 0
-    assert done[3:] == ["a", "b", "c"]
+    for _ in range(2):                                           # of other clips all is, once
+        assert cli.run(command.main, [*argv, "--clips=5"]) == 0
+        assert done[3:] == ["a", "b", "c"]
 
 
 def test_the_gallery_is_made_of_what_is_kept(tmp_path, weights, capsys):

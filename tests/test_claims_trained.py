@@ -20,9 +20,9 @@ from tools import prepare
 from tools.checkpoint import load_config, save_part
 from tools.cli import WEIGHTS, InputError
 from toy.claims import trained, variants
-from toy.claims.measure import BETTER, NOT, REPRODUCED
+from toy.claims.measure import BETTER, NONE, NOT, REPRODUCED, Kept
 from toy.claims.trained import ABLATIONS
-from toy.claims.variants import CHAINED, SHIPPED, SPATIAL, Training
+from toy.claims.variants import CHAINED, SHIPPED, STEPS, Training, chain
 
 CHANGED = {"shipped": {}, "chained": {"keyframe.spacing": 1, "interp.frames": 2},
            "without_wavlm": {"keyframe.without": "wavlm", "interp.without": "wavlm"},
@@ -126,73 +126,182 @@ def test_commands(tmp_path):
     training, config = Training("keyframe", variants.DEAF_TO_EVENTS, 1), Config.tiny()
     out = tmp_path / "keyframe-without_beats-1"
     common = [sys.executable, "train_keyframe.py", "--out", str(out),
-              "--data", str(tmp_path / "clips_13"), "--steps", str(variants.STEPS["keyframe"]),
+              "--data", str(tmp_path / "clips_13"), "--steps", str(STEPS),
               "--seed", "1", "--batch", "4"]
     assert training.command(tmp_path, config) == [
-        *common, "--init", str(tmp_path / "spatial"),
+        *common, "--init", str(tmp_path / "blank"),
         "--config", str(tmp_path / "without_beats.json")]
     out.mkdir()
     (out / "keyframe.state").touch()
     assert training.command(tmp_path, config) == [*common, "--resume"]
-    # The other ways to begin; as many frames a step, whatever the windows' length.
-    for stage, variant, words, frames in (
-            ("keyframe", SPATIAL, ("--batch", "4", "--spatial", "1", "--init", "blank"), 14),
-            ("keyframe", CHAINED, ("--batch", "4", "--init", "finished"), 14),
-            ("interp", SHIPPED, ("--batch", "4", "--init", "finished"), 14),
-            ("interp", variants.FAR, ("--batch", "2", "--init", "finished"), 27),
-            ("interp", variants.CLOSE, ("--batch", "7", "--init", "finished"), 8)):
-        getattr(config, stage).frames = frames
-        found = Training(stage, variant).command(tmp_path, config)[10:-2]
-        assert [*words[:-1], str(tmp_path / words[-1])] == found
 
 
-def test_only_what_is_missing_is_trained(tmp_path, monkeypatch):
-    """A common spatial half first, then all others, none of them twice; what fails is named."""
-    started = []
+@pytest.mark.parametrize("trainings, frames, words", [
+    (chain(("keyframe",), CHAINED, times=2), [14], ["keyframe-chained-x2-0 4000 4 blank"]),
+    (chain(("interp",), SHIPPED, 1), [14], ["interp-shipped-1 2000 4 finished"]),
+    (chain(("interp",), SHIPPED, times=3), [14], ["interp-shipped-x3-0 6000 4 finished"]),
+    (chain(("keyframe", "interp"), SHIPPED), [14, 14],
+     ["keyframe-shipped-0 2000 4 blank", "interp-shipped-own-0 2000 4 keyframe-shipped-0"]),
+    (chain(("keyframe", "interp"), variants.FAR, 1), [14, 27],
+     ["keyframe-spacing_26-1 2000 4 blank",
+      "interp-spacing_26-own-1 2000 2 keyframe-spacing_26-1"]),
+    (chain(("interp",), variants.CLOSE), [8], ["interp-spacing_7-0 2000 7 finished"])])
+def test_how_long_trainings_are_and_what_they_begin_from(tmp_path, trainings, frames, words):
+    """And that there are as many frames a step, whatever the windows' length."""
+    found = []
+    for training, length in zip(trainings, frames, strict=True):
+        config = Config.tiny()
+        getattr(config, training.stage).frames = length
+        command = training.command(tmp_path, config)
+        options = dict(zip(command[2::2], command[3::2]))
+        found.append(" ".join(Path(options[f"--{name}"]).name
+                              for name in ("out", "steps", "batch", "init")))
+    assert found == words
 
-    def start(words: list[str], status: int = 0, **_) -> SimpleNamespace:
+
+def test_trainings_of_other_lengths_have_another_folder(monkeypatch):
+    folders = [variants.folder_for(WEIGHTS)]
+    for name in ("STEPS", "CLIPS", "FRAMES"):
+        monkeypatch.setattr(variants, name, 28)
+        folders.append(variants.folder_for(WEIGHTS))
+    assert len(set(folders)) == 4
+    monkeypatch.undo()
+    assert variants.folder_for(WEIGHTS) == folders[0]
+
+
+@pytest.fixture
+def began(tmp_path, monkeypatch) -> SimpleNamespace:
+    """Trainings that end as soon as they begin: their names, and which of them fail. What is put
+    together of them: by folder the parts' folders."""
+    found = SimpleNamespace(names=[], failing=set(), films={})
+
+    def start(words: list[str], **_) -> SimpleNamespace:
         out, stage = Path(words[words.index("--out") + 1]), words[1][6:-3]
-        started.append(out.name)
-        if not status:
-            out.mkdir()
-            steps = int(words[words.index("--steps") + 1])
-            save_part(out / f"{stage}.safetensors", {"x": torch.zeros(1)}, step=steps)
-            (out / f"{stage}.state").touch()
+        found.names.append(out.name)
+        if status := int(out.name in found.failing):
+            return SimpleNamespace(poll=lambda: status, returncode=status)
+        out.mkdir()
+        steps = int(words[words.index("--steps") + 1])
+        for name in (stage, "interp_bad"):
+            save_part(out / f"{name}.safetensors", {"x": torch.zeros(1)}, step=steps)
+        (out / f"{stage}.state").touch()
         return SimpleNamespace(poll=lambda: status, returncode=status)
+
+    def put_together(out: Path, config: Config, parts: dict[str, Path]) -> Path:
+        found.films[out.name] = {name: source.name for name, source in parts.items()}
+        return out
 
     monkeypatch.setattr(variants, "folder_for", lambda weights: tmp_path)
     monkeypatch.setattr(variants, "prepared", lambda *_: None)
+    monkeypatch.setattr(variants, "put_together", put_together)
     monkeypatch.setattr(variants.subprocess, "Popen", start)
-    wanted = [Training(stage, SHIPPED, seed) for stage in ("keyframe", "interp") for seed in (0, 1)]
-    variants.train(wanted[:3], WEIGHTS)
-    assert started[0] == "spatial" and sorted(started[1:]) == sorted(t.name for t in wanted[:3])
+    return found
+
+
+def test_only_what_is_missing_is_trained(tmp_path, began):
+    """None twice, each chain in its order; what fails ends its own chain alone, and is named."""
+    chains = [chain(("keyframe", "interp"), SHIPPED, seed) for seed in (0, 1)]
+    began.failing = {"keyframe-shipped-1"}
+    with pytest.raises(InputError, match="^keyframe-shipped-1: ended with exit status 1; .*1.log,"):
+        variants.train(chains, WEIGHTS)
+    assert sorted(began.names) == ["interp-shipped-own-0", "keyframe-shipped-0",
+                                   "keyframe-shipped-1"]
+    assert began.names.index("interp-shipped-own-0") > began.names.index("keyframe-shipped-0")
     assert not list(tmp_path.rglob("*.state"))
-    variants.train(wanted, WEIGHTS)
-    assert started[4:] == ["interp-shipped-1"]
-    monkeypatch.setattr(variants.subprocess, "Popen", lambda words, **_: start(words, 2))
-    with pytest.raises(InputError, match="^keyframe-chained-0: ended with exit status 2; .*0.log,"):
-        variants.train([Training("keyframe", CHAINED)], WEIGHTS)
+    assert variants.films_of("a", chains[1], WEIGHTS) is None
+    began.failing = set()
+    variants.train(chains, WEIGHTS)
+    assert began.names[3:] == ["keyframe-shipped-1", "interp-shipped-own-1"]
+    variants.train(chains, WEIGHTS)
+    assert len(began.names) == 5
+
+
+def test_models_are_measured_two_by_two(tmp_path, began, monkeypatch):
+    """All of the first seed first; where a training fails, the model beside it is measured."""
+    def measure(films: Path, *_, **__) -> list[str]:
+        began.names.append(films.name)
+        return ["measured"]
+
+    monkeypatch.setattr(trained, "measure", measure)
+    monkeypatch.setattr(trained, "measure_ceiling", lambda *_: ["measured"])
+    spacing, mask = ABLATIONS[3:]
+    kept = Kept(tmp_path / "mask.json", WEIGHTS, 3)
+    trained.measure_variants(mask, kept)
+    assert [sorted(began.names[:2]), *began.names[2:]] == [
+        ["interp-mask_only-x3-0", "interp-shipped-x3-0"], "films-mask-mask_only-0",
+        "films-mask-shipped-0", "interp-shipped-x3-1", "films-mask-shipped-1"]
+    assert list(kept.parts) == ["ceiling", *(f"{label}, {3 * STEPS} steps" for label in (
+        "embedding alone, seed 0", "with blend, seed 0", "with blend, seed 1"))]
+
+    began.names.clear()
+    began.failing = {"keyframe-spacing_7-0"}
+    kept = Kept(tmp_path / "spacing.json", WEIGHTS, 3)
+    with pytest.raises(InputError, match="^keyframe-spacing_7-0: ended"):
+        trained.measure_variants(spacing, kept)
+    assert list(kept.parts) == ["ceiling", f"13, seed 0, {STEPS} steps"]
+    assert began.names[-1] == "films-spacing-shipped-0" and len(began.names) == 4
+    began.failing = set()
+    trained.measure_variants(spacing, kept)
+    assert [name[:3] for name in began.names[4:]].count("fil") == 3
+    assert sorted(kept.parts) == ["13, seed 0, 2000 steps", "13, seed 1, 2000 steps",
+                                  "26, seed 0, 2000 steps", "7, seed 0, 2000 steps", "ceiling"]
+    tiny = dict.fromkeys(("vae", "wavlm", "beats"), WEIGHTS.name)
+    own = dict.fromkeys(("interp", "interp_bad"), "interp-spacing_26-own-0")
+    assert began.films["films-spacing-spacing_26-0"] == (
+        tiny | own | {"keyframe": "keyframe-spacing_26-0"})
+    own = dict.fromkeys(("interp", "interp_bad"), "interp-mask_only-x3-0")
+    assert began.films["films-mask-mask_only-0"] == tiny | own | {"keyframe": WEIGHTS.name}
+
+
+def test_models_for_long_are_trained_alike(began):
+    """For as many steps in all, from nothing."""
+    own, chained = (began.films[path.name] for path in trained.for_long(WEIGHTS))
+    assert sorted(began.names) == ["interp-shipped-own-0", "keyframe-chained-x2-0",
+                                   "keyframe-shipped-0"]
+    assert (own["keyframe"], own["interp"]) == ("keyframe-shipped-0", "interp-shipped-own-0")
+    assert chained["keyframe"] == "keyframe-chained-x2-0"
 
 
 def parts_of(ablation: trained.Ablation, better: dict[str, float]) -> dict:
-    """Made figures of eight films: 1 and a bit for every variant, and more where `better` says."""
-    films = np.linspace(0, 0.01, 8)
-    return {trained.part_name(label, seed): {
-        name: (1 + better.get(label, 0) + films + seed / 100).tolist() for name in BETTER}
-        for label in ablation.variants for seed in ablation.seeds}
+    """Made figures of eight films: 1 and a bit for every variant, and more where `better` says, of
+    a label or of a part."""
+    films, parts = np.linspace(0, 0.01, 8), {"ceiling": {name: [2.0] * 8 for name in BETTER}}
+    parts["ceiling"]["seconds"] = []
+    for label in ablation.variants:
+        for seed in ablation.seeds_of(label):
+            part = ablation.part(label, seed)
+            more = better.get(label, 0) + better.get(f"{label} {seed}", 0)
+            parts[part] = {name: (1 + more + films + seed / 100).tolist() for name in BETTER}
+    return parts
 
 
-def test_verdicts_and_pictures(tmp_path):
-    sounds, _, pixels, spacing, mask = ABLATIONS
-    for ablation, better, expected in (
-            (sounds, {"both": 0.1}, REPRODUCED), (sounds, {"both": 0.1, "WavLM alone": 0.2}, NOT),
-            (pixels, {"off": 0.1}, NOT), (spacing, {"13": -0.1}, REPRODUCED),
-            (mask, {"with blend": 0.01}, REPRODUCED), (mask, {"with blend": 0.1}, NOT)):
-        parts = json.loads(json.dumps(parts_of(ablation, better)))
-        verdict, _, table = trained.judge_variants(ablation, parts)
-        assert verdict == expected
-        assert table.count("\n") == 2 + len(ablation.variants)
-    assert "LipScore, both less BEATs alone: 0.1, by seed 0.1, 0.1" in (
-        trained.judge_variants(sounds, parts_of(sounds, {"both": 0.1}))[1])
-    trained.draw_variants(sounds, tmp_path / "sounds.png", parts_of(sounds, {"both": 0.1}))
+@pytest.mark.parametrize("number, better, expected", [
+    (0, {"both": 0.1}, REPRODUCED),
+    (0, {"both": 0.1, "WavLM alone": 0.2}, NOT),
+    (0, {"both 0": 0.3, "both 1": -0.1}, NONE),
+    (2, {"off": 0.1}, NOT),
+    (2, {"off 0": 0.3, "off 1": -0.1}, NONE),  # on average better without
+    (3, {"13": -0.1}, REPRODUCED),
+    (3, {"13 0": -0.1, "13 1": 0.05}, NONE),
+    (3, {"7": -0.1}, NOT),
+    (4, {"with blend": 0.005}, REPRODUCED),
+    (4, {"with blend": 0.1}, NOT),
+    (4, {"with blend 0": 0.1}, NONE)])
+def test_verdicts(number, better, expected):
+    ablation = ABLATIONS[number]
+    parts = json.loads(json.dumps(parts_of(ablation, better)))
+    verdict, _, table = trained.judge_variants(ablation, parts)
+    assert verdict == expected
+    rows = [line.split(" | ")[:2] for line in table.splitlines()[2:]]
+    assert rows == [*([f"| {label}", str(2 if variant == SHIPPED or number < 3 else 1)]
+                      for label, variant in ablation.variants.items()), ["| ceiling", "-"]]
+
+
+def test_a_table_and_a_picture(tmp_path):
+    sounds = ABLATIONS[0]
+    parts = parts_of(sounds, {"both": 0.1})
+    _, seen, table = trained.judge_variants(sounds, parts)
+    assert "LipScore, both less BEATs alone: 0.1, by seed 0.1, 0.1" in seen
+    assert "| - | 2 | 2 |\n" in table  # of the ceiling: it takes no seconds
+    trained.draw_variants(sounds, tmp_path / "sounds.png", parts)
     assert (tmp_path / "sounds.png").read_bytes().startswith(b"\x89PNG")

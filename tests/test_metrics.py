@@ -2,6 +2,7 @@
 the truth itself, moved, blurred, frozen, by another person."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -213,6 +214,15 @@ def test_frechet_distance():
     white = u[:, 1:] * np.sqrt(399)                        # mean 0, covariance 1, exactly
     assert frechet.distance(frechet.moments(white), frechet.moments(white * (1, 2, 3) + 2)) == (
         pytest.approx(0 + 1 + 4 + 3 * 4))
+
+
+def test_students_t():
+    """Within each of the numbers lie 95 % of its density, which is integrated here."""
+    for k, t in enumerate(frechet.STUDENT, 1):
+        x = np.linspace(-t, t, 20001)
+        density = (1 + x**2 / k) ** (-(k + 1) / 2)
+        whole = math.gamma(k / 2) / math.gamma((k + 1) / 2) * math.sqrt(k * math.pi)
+        assert density.mean() * 2 * t / whole == pytest.approx(0.95, abs=1e-4)
 
 
 def test_slope_is_that_of_least_squares():

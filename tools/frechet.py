@@ -9,6 +9,9 @@ add up; the last entry is their number.
 
 import numpy as np
 
+# Student's t of 1 to 7 degrees of freedom, within which 95 % of it lie on either side of 0.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)
+
 
 def moments(features: np.ndarray) -> np.ndarray:
     """(n, D) -> (D + 1, D + 1), a few thousand at a time, as they may be on the disk."""
@@ -62,10 +65,11 @@ def jackknife(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
 
 
 def interval(found: np.ndarray) -> tuple[float, float, float]:
-    """A value and its 95 % interval, of what `jackknife` returned."""
+    """A value and its 95 % interval, of what `jackknife` returned. An error that is estimated from
+    so few groups is itself uncertain, which Student's t allows for."""
     k, (value, *without) = len(found) - 1, found
-    error = np.sqrt((k - 1) * np.var(without)) if without else 0
-    return value, value - 1.96 * error, value + 1.96 * error
+    reach = STUDENT[k - 2] * np.sqrt((k - 1) * np.var(without)) if without else 0
+    return value, value - reach, value + reach
 
 
 def with_interval(a: list[np.ndarray], b: list[np.ndarray]) -> tuple[float, float, float]:

@@ -17,17 +17,16 @@ from tools import cli
 from tools.checkpoint import load_config, read_json, save_text
 from tools.cli import WEIGHTS, InputError, number
 from toy.claims import sampled, trained
-from toy.claims.measure import Claim, Kept, markdown
+from toy.claims.measure import FEW, Claim, Kept, markdown
 
 CLAIMS = {claim.name: claim for claim in (*sampled.CLAIMS, *trained.CLAIMS)}
-FEW = 10                  # films
 
 
 def options(argv: list[str] | None) -> Namespace:
     parser = cli.Parser("python -m toy.claims", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME",
-        help=f"of {', '.join(CLAIMS)}; default: all that have no result yet")
+        help=f"of {', '.join(CLAIMS)}; default: all without a result of these weights and --clips")
     add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model, with its judges")
     add("--out", type=Path, default=Path("results/claims"), help="default results/claims")
     add("--clips", type=number(int, 1, 1000), default=20, help="films of each setting (default 20)")
@@ -38,19 +37,18 @@ def options(argv: list[str] | None) -> Namespace:
 
 
 def result(out: Path, name: str) -> dict | None:
-    """What is kept of a finished claim."""
+    """What is kept of a finished claim, of whatever weights."""
     path = out / f"{name}.json"
     found = read_json(path) if path.exists() else {}
     return found if "verdict" in found else None
 
 
-def carry_out(claim: Claim, weights: Path, out: Path, clips: int) -> None:
+def carry_out(claim: Claim, kept: Kept) -> None:
     """Measures what is not yet there, and writes NAME.json and NAME.png."""
     print(f"{claim.name}: {claim.says}\nReproduced if: {claim.rule}", flush=True)
-    kept = Kept(out / f"{claim.name}.json", weights, clips)
     claim.measure(kept)
     verdict, seen, table = claim.judge(kept.parts)
-    claim.draw(out / f"{claim.name}.png", kept.parts)
+    claim.draw(kept.path.with_suffix(".png"), kept.parts)
     kept.save(verdict=verdict, seen=seen, table=table)
     print(f"\n{table}\n{seen}\n{claim.name}: {verdict}\n")
 
@@ -89,8 +87,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.clips < FEW:
         cli.warn(f"--clips {args.clips}: of fewer than {FEW} films intervals come out too narrow, "
                  "and verdicts too certain")
-    for name in args.names or [name for name in CLAIMS if not result(args.out, name)]:
-        carry_out(CLAIMS[name], args.weights, args.out, args.clips)
+    for name in args.names or CLAIMS:
+        kept = Kept(args.out / f"{name}.json", args.weights, args.clips)
+        if args.names or not kept.finished:
+            carry_out(CLAIMS[name], kept)
     save_text(args.out / "README.md", gallery(args.out))
     print(f"wrote {args.out}/README.md")
 

@@ -9,7 +9,7 @@ come, so that an interrupted command goes on where it was.
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,7 +23,7 @@ from evaluation.watch import sharpness
 from tools import frechet
 from tools.checkpoint import read_json, save_text
 from tools.media import FPS
-from tools.stats import bootstrap, correlation, counted, figure
+from tools.stats import bootstrap, correlation, counted, figure, show
 from toy.evaluation.films import face_of, loaded, made, make_truth, workers
 from toy.evaluation.judges import JUDGED, Judges, to_tensor
 from toy.evaluation.stats import smeared
@@ -32,6 +32,7 @@ from toy.world import Clip, make_clip
 
 SPEECH_SEEDS, OTHER_SEEDS = 77_000_000, 78_000_000         # that nothing else looks at
 SPEECH, OTHER = 4.0, 3.0                                   # seconds of a clip
+FEW = 10                                                   # films; fewer make intervals too narrow
 REPRODUCED, NOT, NONE = "reproduced", "not reproduced", "no difference seen"
 # What `measure` finds of each clip and which way is better.
 BETTER = {"jaw": "higher", "width": "higher", "rounding": "higher", "LipScore": "higher",
@@ -63,7 +64,8 @@ class Kept:
         self.path, self.weights, self.clips = path, weights, clips
         self.made_with = {"weights": fingerprint(weights), "clips": clips}
         before = read_json(path) if path.exists() else {}
-        self.parts = before["parts"] if before.get("made with") == self.made_with else {}
+        before = before if before.get("made with") == self.made_with else {}
+        self.parts, self.finished = before.get("parts", {}), "verdict" in before
 
     def part(self, name: str, of: Callable[[], object]) -> object:
         """What `of` returns, in JSON's types; it is called only where it has not been before."""
@@ -127,32 +129,32 @@ def watch_film(weights: Path, judges: Path, clip: Clip, settings: dict) -> Look:
     return replace(look(judges_of(judges), video), seconds=spent * FPS / len(video))
 
 
-def watch_truth(weights: Path, judges: Path, clip: Clip) -> tuple[Look, Look]:
+def watch_truth(weights: Path, clip: Clip) -> tuple[Look, Look]:
     """The clip as it is drawn, and after the autoencoder."""
-    films = make_truth(weights, clip)
-    return tuple(look(judges_of(judges), films[name]) for name in ("drawn", "ceiling"))
+    judges, films = judges_of(weights / "judges.safetensors"), make_truth(weights, clip)
+    return tuple(look(judges, films[name]) for name in ("drawn", "ceiling"))
 
 
 @cache
-def truth(weights: Path, judges: Path, clips: int, nsv: int) -> tuple[list[Clip], list, list]:
+def truth(weights: Path, clips: int, nsv: int) -> tuple[list[Clip], list, list]:
     """The clips of speech and then `nsv` of each vocalisation, and both looks at their truth."""
     made_of = [(SPEECH_SEEDS + i, "test", SPEECH, "speech") for i in range(clips)]
     made_of += [(OTHER_SEEDS + i, "test", OTHER, kind) for i, kind in enumerate(KINDS * nsv)]
     found = [make_clip(*each) for each in made_of]
-    tasks = [(weights, judges, clip) for clip in found[:clips]]
+    tasks = [(weights, clip) for clip in found]
     return found, *zip(*made(pool(), watch_truth, tasks, "truth"))
 
 
 # ---- Measuring and comparing ---------------------------------------------------------------------
 
 def measure(weights: Path, clips: int, settings: dict | None = None, nsv: int = 0,
-            judges: Path | None = None) -> dict[str, list]:
+            shipped: Path | None = None) -> dict[str, list]:
     """Figures of one model on so many clips of speech and `nsv` of each vocalisation.
 
     weights: a folder as `KeyFace.load` reads it; settings: of `KeyFace.animate` (steps,
-    id_guidance, audio_guidance, autoguidance), others as its config says; judges: a file, by
-    default judges.safetensors in that folder. Returns, by the names of BETTER, a value for each
-    clip, None where it has none:
+    id_guidance, audio_guidance, autoguidance), others as its config says; shipped: the folder of
+    the judges and of the truth's autoencoder, by default the same. Returns, by the names of BETTER,
+    a value for each clip, None where it has none:
 
     - jaw, width, rounding: correlation along time with the true numbers;
     - LipScore: mean cosine of the toy lip reader's features to those of the drawn film;
@@ -164,13 +166,25 @@ def measure(weights: Path, clips: int, settings: dict | None = None, nsv: int = 
     - distance: of the frames of all clips of speech from the drawn ones (Frechet), and then the
       same without each eighth of the clips, from which its interval comes.
     """
-    judges = judges or weights / "judges.safetensors"
-    films, drawn, ceiling = truth(weights, judges, clips, nsv)
-    tasks = [(weights, judges, clip, settings or {}) for clip in films]
+    shipped = shipped or weights
+    tasks = [(weights, shipped / "judges.safetensors", clip, settings or {})
+             for clip in truth(shipped, clips, nsv)[0]]
     seen = list(made(pool(), watch_film, tasks, ", ".join(
         f"{name} {value:g}" for name, value in (settings or {}).items()) or "films"))
-    known, spacing = judges_of(judges), loaded(weights).config.keyframe.spacing
-    speech = list(zip(films, seen, drawn, ceiling))
+    return figures_of(seen, loaded(weights).config.keyframe.spacing, shipped, clips, nsv)
+
+
+def measure_ceiling(weights: Path, clips: int, nsv: int = 0) -> dict[str, list]:
+    """The same of the drawn clips after the autoencoder, the best that its models can do."""
+    seen, spacing = truth(weights, clips, nsv)[2], loaded(weights).config.keyframe.spacing
+    return figures_of(seen, spacing, weights, clips, nsv) | {"seconds": []}
+
+
+def figures_of(seen: Sequence[Look], spacing: int, weights: Path, clips: int, nsv: int) -> dict:
+    """What `measure` returns, of films of the clips of `truth` with keyframes so far apart."""
+    films, drawn, ceiling = truth(weights, clips, nsv)
+    known = judges_of(weights / "judges.safetensors")
+    speech = list(zip(films[:clips], seen, drawn, ceiling))
 
     def lip_score(s: Look, true: Look) -> float:
         ours, theirs = (known.lips(torch.from_numpy(x.states))[1] for x in (s, true))
@@ -190,7 +204,7 @@ def measure(weights: Path, clips: int, settings: dict | None = None, nsv: int = 
     found["NSV"] = [float(known.vocalisation(torch.from_numpy(s.states)) == kind)
                     for s, kind in zip(seen[clips:], KINDS * nsv)]
     found["distance"] = frechet.jackknife(*([frechet.moments(s.features) for s in column]
-                                            for column in (seen[:clips], drawn)))
+                                            for column in (seen[:clips], drawn[:clips])))
     return {name: [None if np.isnan(x) else round(float(x), 6) for x in values]
             for name, values in found.items()}
 
@@ -204,7 +218,7 @@ def person(seen: Look) -> np.ndarray:
 def compare(ours: list[dict], theirs: list[dict], name: str) -> dict:
     """By how much `ours` is higher than `theirs` in one of BETTER, clip by clip, with its 95 %
     interval. Each is a list of what `measure` returned of the same clips, one a seed of training
-    (or a setting that is averaged over), which must be as many on either side to be paired:
+    (or a setting that is averaged over). They are paired, and a single one with each of the others:
     {"value", "low", "high", "n", "each"}, where "each" holds the difference of each pair."""
     apart = np.array([a[name] for a in ours], np.float64) - np.array([b[name] for b in theirs],
                                                                      np.float64)
@@ -227,18 +241,21 @@ def value(found: list[dict], name: str) -> dict:
 def verdict(difference: dict, better: str = "higher", margin: float = 0.0) -> str:
     """What a difference of `compare` shows of a claim that it is `better` than -margin: that it is
     so where the whole interval says so, and each seed too; that it is not where the whole interval
-    says the opposite."""
+    says the opposite, and each seed too."""
     sign = 1 if better == "higher" else -1
-    worst, best = sorted(sign * difference[bound] for bound in ("low", "high"))
-    if worst > -margin and all(sign * each > -margin for each in difference["each"]):
-        return REPRODUCED
-    return NOT if best < -margin else NONE
+    found = [sign * x for x in (difference["low"], difference["high"], *difference["each"])]
+    return REPRODUCED if min(found) > -margin else NOT if max(found) < -margin else NONE
 
 
 def together(verdicts: Iterable[str]) -> str:
     """Of a claim of several parts: it is reproduced if all are, and is not if one is not."""
     found = set(verdicts)
     return NOT if NOT in found else NONE if NONE in found else REPRODUCED
+
+
+def cells(found: list[dict], names: Iterable[str]) -> list[str]:
+    """Those of BETTER, averaged over what `measure` returned, for a table."""
+    return [show(value(found, name) if found[0][name] else None) for name in names]
 
 
 def markdown(head: list[str], rows: Iterable[Iterable[str]]) -> str:

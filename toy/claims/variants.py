@@ -2,15 +2,17 @@
 
 A *variant* is the model of the weights folder with a few fields of its config.json changed. Of it
 one stage or both are trained anew, for the same number of steps on the same clips; the rest stays
-as it is in the weights folder. All keyframe models begin from one spatial half, which knows how to
-draw a face from a single frame; all interpolation models begin from the finished keyframes.
+as it is in the weights folder. Keyframes always begin from nothing, so that no variant has to
+unlearn what it is to do without. Interpolation begins from keyframes: from its own variant's where
+these are trained, too, else from the shipped ones.
 
 Everything lies in runs/claims, so that an interrupted command goes on and nothing is trained twice:
 
-    0f3c91d2/               for these weights (others begin anew)
+    0f3c91d2/               for these weights, STEPS, CLIPS and FRAMES (others begin anew)
         clips_13/           the drawn world, for windows of this spacing
-        blank/ spatial/ finished/       what trainings begin from
-        keyframe-shipped-0/ keyframe-without_beats-0/ ...     a training: stage, variant, seed
+        blank/ finished/    what trainings begin from: no keyframes, or the shipped ones
+        keyframe-shipped-0/ interp-shipped-own-0/ interp-shipped-0/ interp-shipped-x3-0/ ...
+                            trainings by seed, the last two from `finished`, one three times as long
         films-sounds-without_beats-0/ ...     the weights folder that is put together of them
 """
 
@@ -20,9 +22,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from stage import Config
@@ -34,9 +35,8 @@ from toy.recipe import wait
 FOLDER = HERE / "runs" / "claims"
 CLIPS = 1200  # to learn from, with two windows of keyframes and three segments each
 PROCESSES = 2  # trainings at a time, of one thread each
-STEPS = {"keyframe": 2000, "interp": 2000}  # about 40 minutes of a core each
+STEPS = 2000  # of a stage: about 40 minutes of a core
 FRAMES = 56  # a step: windows of 14 frames come four at a time, longer ones fewer
-SPATIAL_STEPS = 600  # of the spatial half that all keyframe models begin from
 
 
 # ---- what is trained -----------------------------------------------------------------------------
@@ -44,11 +44,10 @@ SPATIAL_STEPS = 600  # of the spatial half that all keyframe models begin from
 
 @dataclass(frozen=True)
 class Variant:
-    """A model: what is changed of config.json, and the folder that its keyframes begin from."""
+    """A model: what is changed of config.json."""
 
     name: str
     changes: dict = field(default_factory=dict, hash=False)
-    begins: str = "spatial"
 
     def config(self, weights: Path) -> Config:
         """That of a weights folder, changed. Raises ValueError where it contradicts itself."""
@@ -62,10 +61,8 @@ def both(**changes: object) -> dict:
 
 
 SHIPPED = Variant("shipped")
-SPATIAL = Variant("spatial", begins="blank")  # half a model, for others to begin from
-# Its keyframes are consecutive frames, each window told the last frame of the one before. It begins
-# from finished keyframes, as interpolation does, so nobody can say that it was trained less.
-CHAINED = Variant("chained", {"keyframe": {"spacing": 1}, "interp": {"frames": 2}}, "finished")
+# Its keyframes are consecutive frames, each window told the last frame of the one before.
+CHAINED = Variant("chained", {"keyframe": {"spacing": 1}, "interp": {"frames": 2}})
 DEAF_TO_WORDS = Variant("without_wavlm", both(without="wavlm"))
 DEAF_TO_EVENTS = Variant("without_beats", both(without="beats"))
 EVEN = Variant("lower_1", {"interp": {"lambda_lower": 1.0}})
@@ -81,47 +78,59 @@ def clips_in(folder: Path, config: Config) -> Path:
 
 @dataclass(frozen=True)
 class Training:
-    """Of one stage of a variant, from one seed."""
+    """Of one stage of a variant, from one seed, for `times` STEPS. Interpolation begins from the
+    shipped keyframes, or, where it is its `own`, from those of the same variant and seed."""
 
     stage: str
     variant: Variant
     seed: int = 0
+    own: bool = False
+    times: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.stage}-{self.variant.name}-{self.seed}"
-
-    def out(self, folder: Path) -> Path:
-        return folder / ("spatial" if self.variant == SPATIAL else self.name)
+        longer = f"-x{self.times}" * (self.times > 1)
+        return f"{self.stage}-{self.variant.name}{'-own' * self.own}{longer}-{self.seed}"
 
     @property
-    def steps(self) -> int:
-        return SPATIAL_STEPS if self.variant == SPATIAL else STEPS[self.stage]
+    def begins(self) -> str:
+        """The folder it begins from."""
+        if self.stage == "keyframe":
+            return "blank"
+        return replace(self, stage="keyframe", own=False).name if self.own else "finished"
 
     def finished(self, folder: Path) -> bool:
-        path = self.out(folder) / f"{self.stage}.safetensors"
-        return path.exists() and (header_number(path, "step") or 0) >= self.steps
+        path = folder / self.name / f"{self.stage}.safetensors"
+        return path.exists() and (header_number(path, "step") or 0) >= self.times * STEPS
 
     def command(self, folder: Path, config: Config) -> list[str]:
         """What begins it, or goes on with it where it has kept its state."""
-        out, variant, data = self.out(folder), self.variant, clips_in(folder, config)
-        words = [sys.executable, f"train_{self.stage}.py", "--out", str(out), "--data", str(data),
-                 "--steps", str(self.steps), "--seed", str(self.seed),
-                 "--batch", str(FRAMES // getattr(config, self.stage).frames),
-                 *["--spatial", "1"] * (variant == SPATIAL)]
+        out = folder / self.name
+        words = [sys.executable, f"train_{self.stage}.py", "--out", str(out),
+                 "--data", str(clips_in(folder, config)), "--steps", str(self.times * STEPS),
+                 "--seed", str(self.seed),
+                 "--batch", str(FRAMES // getattr(config, self.stage).frames)]
         if (out / f"{self.stage}.state").exists():
             return [*words, "--resume"]
-        begins = "finished" if self.stage == "interp" else variant.begins
-        return [*words, "--init", str(folder / begins), "--config",
-                str(folder / f"{variant.name}.json")]
+        return [*words, "--init", str(folder / self.begins), "--config",
+                str(folder / f"{self.variant.name}.json")]
+
+
+def chain(stages: tuple[str, ...], variant: Variant, seed: int = 0, times: int = 1
+          ) -> list[Training]:
+    """Those of one model, in their order."""
+    return [Training(stage, variant, seed, stage == "interp" and "keyframe" in stages, times)
+            for stage in stages]
 
 
 # ---- training it ---------------------------------------------------------------------------------
 
 
 def folder_for(weights: Path) -> Path:
-    """The folder of all that begins from the frozen parts and keyframes of a weights folder."""
+    """The folder of all that begins from the frozen parts and keyframes of a weights folder, and
+    is trained in the same way."""
     found = hashlib.sha256((weights / "keyframe.safetensors").read_bytes())
+    found.update(repr((STEPS, CLIPS, FRAMES)).encode())
     found.update(fingerprint(weights, load_config(Config, weights)).encode())
     return FOLDER / found.hexdigest()[:8]
 
@@ -136,66 +145,65 @@ def put_together(out: Path, config: Config, parts: dict[str, Path]) -> Path:
     return out
 
 
-def prepared(wanted: list[Training], weights: Path, folder: Path) -> None:
-    """What the trainings read: clips, the folders they begin from, and their configs."""
+def prepared(wanted: set[Variant], weights: Path, folder: Path) -> None:
+    """What trainings of these variants read: clips, the folders they begin from, and configs."""
     config = load_config(Config, weights)
     frozen = dict.fromkeys(config.frozen(), weights)
     put_together(folder / "blank", config, frozen)
     put_together(folder / "finished", config, frozen | {"keyframe": weights})
-    for variant in {training.variant for training in wanted}:
+    for variant in wanted:
         config = variant.config(weights)
         with replacing(folder / f"{variant.name}.json") as temporary:
             temporary.write_text(json.dumps(asdict(config), indent=1))
         prepare(DrawnWorld(CLIPS, config), clips_in(folder, config), weights, PROCESSES)
 
 
-def train(wanted: Iterable[Training], weights: Path) -> Path:
-    """Carries out those trainings that are not finished, PROCESSES at a time; returns the folder
-    that they are in. A signal stops them where --resume goes on. Raises InputError where one ends
-    by itself."""
+def train(chains: list[list[Training]], weights: Path) -> None:
+    """Carries out those trainings that are not finished, the chains PROCESSES at a time. A signal
+    stops them where --resume goes on. Raises InputError where a training ends by itself, after the
+    other chains have come to their ends."""
     folder = folder_for(weights)
-    wanted = [each for each in wanted if not each.finished(folder)]
-    half = Training("keyframe", SPATIAL)
-    if any(t.stage == "keyframe" and t.variant.begins == "spatial" for t in wanted):
-        wanted += [half] * (not half.finished(folder))
-    if not wanted:
-        return folder
-    prepared(wanted, weights, folder)
+    chains = [[each for each in chain if not each.finished(folder)] for chain in chains]
+    if not any(chains):
+        return
+    prepared({training.variant for chain in chains for training in chain}, weights, folder)
     signals = remember_signals()
 
-    def run(training: Training) -> None:
-        if signals:
-            return
-        words = training.command(folder, training.variant.config(weights))
-        log = folder / f"{training.name}.log"
-        print(f"{training.name}: {' '.join(words[1:])} >> {log}", flush=True)
-        with open(log, "a") as file:
-            status = wait(subprocess.Popen(words, cwd=HERE, stdout=file, stderr=file,
-                                           env=os.environ | {"OMP_NUM_THREADS": "1"}), signals)
-        if status and not signals:
-            raise InputError(f"{training.name}: ended with exit status {status}; what it said is "
-                             f"in {log}, and the same command goes on from there")
-        if training.finished(folder):
-            for left in training.out(folder).glob(f"{training.stage}.state*"):
-                left.unlink()  # of no use any more, and large
+    def run(chain: list[Training]) -> None:
+        for training in chain:
+            if signals:
+                return
+            words = training.command(folder, training.variant.config(weights))
+            log = folder / f"{training.name}.log"
+            print(f"{training.name}: {' '.join(words[1:])} >> {log}", flush=True)
+            with open(log, "a") as file:
+                status = wait(subprocess.Popen(words, cwd=HERE, stdout=file, stderr=file,
+                                               env=os.environ | {"OMP_NUM_THREADS": "1"}), signals)
+            if status and not signals:
+                raise InputError(f"{training.name}: ended with exit status {status}; what it said "
+                                 f"is in {log}, and the same command goes on from there")
+            if training.finished(folder):
+                for left in (folder / training.name).glob(f"{training.stage}.state*"):
+                    left.unlink()  # of no use any more, and large
 
-    if half in wanted:
-        run(half)
     with ThreadPoolExecutor(PROCESSES) as threads:
-        list(threads.map(run, [training for training in wanted if training != half]))
+        ends = [threads.submit(run, chain) for chain in chains]
     if signals:
         sys.exit(128 + signals[0])
     forget_signals()
-    return folder
+    for end in ends:
+        end.result()  # which raises what was raised there
 
 
-def films_of(name: str, variant: Variant, seed: int, stages: tuple[str, ...],
-             weights: Path) -> Path:
-    """The weights folder that has the trained stages of a variant, and all else as in `weights`."""
-    folder, config = folder_for(weights), variant.config(weights)
+def films_of(name: str, chain: list[Training], weights: Path) -> Path | None:
+    """The weights folder that has what was trained in a chain, and all else as in `weights`; None
+    where the chain is not finished."""
+    folder, variant, seed = folder_for(weights), chain[0].variant, chain[0].seed
+    if not all(training.finished(folder) for training in chain):
+        return None
+    config = variant.config(weights)
     parts = dict.fromkeys([*config.frozen(), "keyframe", "interp", "interp_bad"], weights)
-    for stage in stages:
-        parts[stage] = Training(stage, variant, seed).out(folder)
+    parts |= {training.stage: folder / training.name for training in chain}
     parts["interp_bad"] = parts["interp"]  # autoguidance: an early state of the same training
     parts = {part: source for part, source in parts.items()
              if (source / f"{part}.safetensors").exists()}
