@@ -45,6 +45,7 @@ class StageConfig:
     lambda_lower: float = 3.0  # weight of the lower half of the latent rows: the mouth
     # Tiny uses 0.1: lambda(sigma) amplifies the VAE's own error as sigma goes to 0.
     pixel_weight: float = 1.0
+    pixel_share: float = 1.0  # of a batch's windows that have the pixel loss; half saves tiny an eighth
     drop_identity: float = 0.1
     drop_audio: float = 0.2
     without: str = ""  # "wavlm" or "beats": this encoder is left out, to see what it was good for
@@ -113,7 +114,7 @@ class Config:
             # mouths and harder to learn. It is large for interpolation, which has the eyes from its
             # two ends and mainly the mouth to learn.
             keyframe=StageConfig(unet=UNetConfig.tiny(in_channels=2 * c, out_channels=c),
-                                 lambda_lower=1.5, pixel_weight=0.1, **common),
+                                 lambda_lower=1.5, pixel_weight=0.1, pixel_share=0.5, **common),
             interp=StageConfig(unet=UNetConfig.tiny(in_channels=2 * c + 1, out_channels=c,
                                                     emotion_dim=0),
                                spacing=1, interpolation=True, lambda_lower=4.0, pixel_weight=0.0,

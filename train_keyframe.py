@@ -16,7 +16,7 @@ from tools.processes import Processes
 MINUTES = 45  # on two cores; --minutes
 SPATIAL_FRACTION = 0.15  # of the training: the spatial half alone, on single frames; --spatial
 BATCH = 4  # windows a step
-LEARNING_RATE = 1.5e-3  # the highest, after the warm-up
+LEARNING_RATE = 2e-3  # the highest, after the warm-up
 DECAY = 0.998  # of the average of the weights, a step
 
 
@@ -66,9 +66,10 @@ def main(argv: list[str] | None = None) -> None:
         torch.manual_seed(args.seed * 10_000_000_000 + run.step)
         frame = int(torch.randint(batch.latents.shape[1], ()))  # of the pixel loss
         draws = stage.draw((size, *batch.latents.shape[1:])).rows(rows).to(processes.device)
-        # For the pixel loss either phase decodes --batch pictures in all, although the spatial phase
-        # has 14 times as many rows.
-        pixels = batch.pictures(args.batch // processes.count, frame)  # (P, 3, H, W)
+        # For the pixel loss either phase decodes at most --batch pictures in all, although the spatial
+        # phase has 14 times as many rows.
+        count = round(args.batch * stage.config.pixel_share) // processes.count
+        pixels = batch.pictures(max(count, args.accumulate), frame)  # (P, 3, H, W)
 
         # The loss and its gradient; with --accumulate for parts of the batch, one after the other.
         optimizer.zero_grad(set_to_none=True)

@@ -91,7 +91,7 @@ def steps(config: Config, interpolation: bool, batch: int, count: int, device: s
             """One training step; the seconds that it waited for its data."""
             began = time.perf_counter()
             windows = clips.batch(batch, number).to(device)
-            pictures = windows.pictures(batch, 0)
+            pictures = windows.pictures(max(1, round(batch * stage.config.pixel_share)), 0)
             waited = time.perf_counter() - began
             known = windows.latents[:, [0, -1]] if interpolation else windows.identity
             draws = stage.draw(windows.latents.shape).to(device)

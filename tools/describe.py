@@ -117,8 +117,9 @@ class Training:
         audio = torch.zeros(batch, c.frames, 2, c.audio_dim)
         emotion = None if c.interpolation else torch.zeros(batch, c.frames, 2)
         side = c.latent_shape[-1] * v.patch * 2 ** (len(v.ch_mult) - 1)
+        pictures = max(1, round(batch * c.pixel_share))
         losses = self.stage(self.vae, latents, known, audio, emotion,
-                            self.stage.draw(latents.shape), torch.zeros(batch, 3, side, side), 0)
+                            self.stage.draw(latents.shape), torch.zeros(pictures, 3, side, side), 0)
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses).backward()
 
