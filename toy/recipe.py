@@ -54,7 +54,7 @@ class Phase:
 
 
 AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 9000, 2.0, "vae")
-WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 9000, 1.5, "wavlm")
+WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 9000, 2.1, "wavlm")
 BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 2500, .4, "beats")
 JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", alone=True)
 # Each network once more with half the rate and the windows in another order, from the average of

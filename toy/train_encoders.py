@@ -36,6 +36,7 @@ from toy.world import EVENTS, Clip, kind_of, make_clip
 
 LR, EAR_LR, WARM_UP = 4e-3, 8e-3, 60
 STEPS, EAR_STEPS = {"wavlm": 9000, "beats": 2500}, 300
+CLIPS = {"wavlm": 8000, "beats": 3000}  # to learn from; of 3,000 WavLM learns some by heart
 BATCH_FRAMES = 960  # four whole chunks; at first short ones, whose attention is cheaper
 SHORT, SHORT_PART = 60, .85  # frames; share of the steps
 # What is no inner matrix: the layers that hear first and the heads, and biases of attention.
@@ -153,11 +154,11 @@ class Objective(nn.Module):
         return self.head.loss(self.encode(sound), sound, *labels)
 
 
-def fit(name: str, objective: Objective, args: Namespace, chunk: int, steps: int, lr: float,
+def fit(name: str, objective: Objective, clips: int, chunk: int, steps: int, lr: float,
         processes: Processes, signals: list[int], save: Callable[[dict], None],
         state: dict | None = None) -> None:
-    """Trains an encoder and its head for `steps`, or goes on from a `state`; now and then, and at
-    the end, `save` gets one. Ends early when there is one of the `signals`."""
+    """Trains an encoder and its head on so many `clips` for `steps`, or goes on from a `state`; now
+    and then, and at the end, `save` gets one. Ends early when there is one of the `signals`."""
     objective.to(processes.device)
     objective.encoder.requires_grad_(True)
     optimizer = Muon(objective, lr, ENDS)
@@ -173,11 +174,13 @@ def fit(name: str, objective: Objective, args: Namespace, chunk: int, steps: int
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, (step + 1) / WARM_UP) * (.01 + .99 * decay)
         n = SHORT if step < SHORT_PART * steps else chunk
-        # The batch follows from the number of the step, whatever the number of processes.
-        picked = np.random.default_rng(step).integers(args.clips, size=BATCH_FRAMES // n)
-        picked = picked[processes.rows(len(picked))]
+        # The batch follows from the number of the step, whatever the number of processes. Each row
+        # has clips of its own, so that no process makes those of another.
+        rows = BATCH_FRAMES // n
+        picked = np.random.default_rng(step).integers(-(-clips // rows), size=rows)
+        picked = (picked * rows + np.arange(rows)) % clips
         chunks = [chunk_of(clip_of(seed), np.random.default_rng([step, seed]), n)
-                  for seed in picked.tolist()]
+                  for seed in picked[processes.rows(rows)].tolist()]
         batch = [torch.stack(x).to(processes.device) for x in zip(*chunks, strict=True)]
         loss = parallel(*batch)
         optimizer.zero_grad()
@@ -254,7 +257,7 @@ def save_weights(name: str, encoder: AudioEncoder, args: Namespace, **about: obj
     part, sizes = {"wavlm": (encoder.speech, encoder.config.wavlm),
                    "beats": (encoder.events, encoder.config.beats)}[name]
     save_part(args.out / f"{name}.safetensors", part.state_dict(), config=asdict(sizes),
-              clips=args.clips, version=code_version(), **about)
+              clips=args.clips or CLIPS[name], version=code_version(), **about)
 
 
 def train(name: str, encoder: AudioEncoder, args: Namespace, processes: Processes,
@@ -266,7 +269,7 @@ def train(name: str, encoder: AudioEncoder, args: Namespace, processes: Processe
         "wavlm": (encoder.speech, encoder.speech_aligned, PhonemeHead, config.wavlm),
         "beats": (encoder.events, encoder.events_aligned, EventHead, config.beats)}[name]
     path, chunk = args.out / f"{name}.state", config.chunk_frames
-    steps = args.steps or STEPS[name]
+    steps, clips = args.steps or STEPS[name], args.clips or CLIPS[name]
     objective, state = Objective(part, encode, head(config.width // 2)), None
 
     def save(state: dict) -> None:
@@ -284,9 +287,9 @@ def train(name: str, encoder: AudioEncoder, args: Namespace, processes: Processe
             raise InputError(f"--resume: {path} is of another network") from None
     elif name == "wavlm":
         ears = Objective(part.feature_extractor, hear, SpectrumHead(sizes.conv_dim[-1]))
-        fit("ears", ears, args, chunk, min(steps, EAR_STEPS), EAR_LR, processes, signals,
+        fit("ears", ears, clips, chunk, min(steps, EAR_STEPS), EAR_LR, processes, signals,
             lambda _: None)
-    fit(name, objective, args, chunk, steps, LR, processes, signals, save, state)
+    fit(name, objective, clips, chunk, steps, LR, processes, signals, save, state)
     return objective.head
 
 
@@ -294,8 +297,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=number(int, 1, 10**9), help="of training (default: "
                         + ", ".join(f"{steps} for {name}" for name, steps in STEPS.items()) + ")")
-    parser.add_argument("--clips", type=number(int, 80, 10**6), default=3000,
-                        help="clips of 10 s to train on")
+    parser.add_argument("--clips", type=number(int, 80, 10**6), help="clips of 10 s to train on "
+                        "(default: "
+                        + ", ".join(f"{clips} for {name}" for name, clips in CLIPS.items()) + ")")
     parser.add_argument("--part", choices=tuple(STEPS), help="train only this one")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
     parser.add_argument("--resume", action="store_true", help="continue what --out holds")
