@@ -32,7 +32,7 @@ def small() -> Config:
     common = {"latent_shape": (4, 8, 8)}
     return replace(
         tiny, size=32, vae=replace(tiny.vae, ch=4, num_groups=2),
-        keyframe=replace(tiny.keyframe, unet=UNetConfig.tiny(**unet), **common),
+        keyframe=replace(tiny.keyframe, unet=UNetConfig.tiny(**unet), pixel_share=1.0, **common),
         interp=replace(tiny.interp, **common,
                        unet=UNetConfig.tiny(in_channels=9, emotion_dim=0, **unet))).check()
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import train_interp
 import train_keyframe
 import training
-from data import Clips
+from data import Clips, Windows
 from keyface import KeyFace
 from stage import Config, Stage
 from tools import begin, checkpoint, cli
@@ -127,6 +127,19 @@ def test_training_learns_and_saves(frozen, cache, tmp_path, train, monkeypatch):
     average = {k.removeprefix("module."): v for k, v in state["average"].items()}
     kept = load_file(out / "keyframe.safetensors")  # the average is what is kept, in fp16
     assert all(torch.equal(kept[k], average[k].half()) for k in kept)
+
+
+def test_a_share_of_the_windows_has_the_pixel_loss(frozen, tmp_path, train, monkeypatch):
+    """But every part of a batch that is worked in parts has a picture."""
+    out, seen, read = copy(frozen, tmp_path / "out"), [], Windows.pictures
+    config = load_config(Config, out)
+    config.keyframe.pixel_share = 0.5
+    save_config(config, out)
+    monkeypatch.setattr(Windows, "pictures",
+                        lambda self, count, frame: read(self, seen.append(count) or count, frame))
+    train(train_keyframe, out, "--batch=4", "--steps=1")
+    train(train_keyframe, out, "--batch=4", "--steps=1", "--accumulate=4")
+    assert seen == [2, 4]
 
 
 def overflow(monkeypatch, steps: range) -> None:
