@@ -95,7 +95,7 @@ def asked():
 @pytest.fixture(scope="module")
 def page(browser, address, asked):
     page = browser.new_page(reduced_motion="reduce")        # what moves costs a third of the time
-    page.set_default_timeout(600_000)      # of a machine that is busy; a wait ends early
+    page.set_default_timeout(200_000)      # of a machine that is busy; a wait ends early
     page.on("request", lambda request: asked.add(re.match(r"\w+:(//[^:/]*)?", request.url)[0]))
     page.goto(address)
     page.get_by_label("number input for steps").fill("1")
@@ -104,9 +104,13 @@ def page(browser, address, asked):
 
 
 def upload(page, kind, path):
-    """Puts a file in the place of what is there. The field takes none before it says so."""
-    page.get_by_label({"image": "Remove Image", "audio": "Clear"}[kind]).last.click()
-    page.get_by_text(f"Drop {kind.title()} Here").wait_for()
+    """Puts a file in the place of what is there. The field takes none before it says so; a click
+    that meets it while it is drawn anew is lost, so it is clicked until then."""
+    while not page.get_by_text(f"Drop {kind.title()} Here").is_visible():
+        if (remove := page.get_by_label({"image": "Remove Image", "audio": "Clear"}[kind]).last
+                ).is_visible():
+            remove.click()
+        page.wait_for_timeout(300)
     page.locator(f"input[type=file][accept*={kind}]").first.set_input_files(path)
 
 
