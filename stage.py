@@ -45,7 +45,7 @@ class StageConfig:
     lambda_lower: float = 3.0  # weight of the lower half of the latent rows: the mouth
     # Tiny uses 0.1: lambda(sigma) amplifies the VAE's own error as sigma goes to 0.
     pixel_weight: float = 1.0
-    pixel_share: float = 1.0  # of a batch's windows that have the pixel loss; half saves tiny an eighth
+    pixel_share: float = 1.0  # of a batch's windows, how many have the pixel loss
     drop_identity: float = 0.1
     drop_audio: float = 0.2
     without: str = ""  # "wavlm" or "beats": this encoder is left out, to see what it was good for

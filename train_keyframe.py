@@ -66,8 +66,8 @@ def main(argv: list[str] | None = None) -> None:
         torch.manual_seed(args.seed * 10_000_000_000 + run.step)
         frame = int(torch.randint(batch.latents.shape[1], ()))  # of the pixel loss
         draws = stage.draw((size, *batch.latents.shape[1:])).rows(rows).to(processes.device)
-        # For the pixel loss either phase decodes that share of --batch pictures in all, although the
-        # spatial phase has 14 times as many rows; a process decodes at least one.
+        # For the pixel loss either phase decodes as many pictures as --batch has windows, or a share
+        # of these, although the spatial phase has 14 times as many rows. A process decodes at least one.
         count = round(args.batch * stage.config.pixel_share) // processes.count
         pixels = batch.pictures(max(count, args.accumulate), frame)  # (P, 3, H, W)
 

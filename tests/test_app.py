@@ -106,11 +106,15 @@ def page(browser, address, asked):
 def upload(page, kind, path):
     """Puts a file in the place of what is there. The field takes none before it says so; a click
     that meets it while it is drawn anew is lost, so it is clicked until then."""
-    while not page.get_by_text(f"Drop {kind.title()} Here").is_visible():
-        if (remove := page.get_by_label({"image": "Remove Image", "audio": "Clear"}[kind]).last
-                ).is_visible():
+    empty = page.get_by_text(f"Drop {kind.title()} Here")
+    remove = page.get_by_label({"image": "Remove Image", "audio": "Clear"}[kind]).last
+    for _ in range(100):
+        if empty.is_visible():
+            break
+        if remove.is_visible():
             remove.click()
         page.wait_for_timeout(300)
+    empty.wait_for()
     page.locator(f"input[type=file][accept*={kind}]").first.set_input_files(path)
 
 

@@ -9,7 +9,7 @@ add up; the last entry is their number.
 
 import numpy as np
 
-# Student's t of 1 to 7 degrees of freedom, within which 95 % of it lie on either side of 0.
+# Student's t with 1 to 7 degrees of freedom lies with 95 % between minus and plus these.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)
 
 

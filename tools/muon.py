@@ -41,10 +41,9 @@ class Muon(torch.optim.AdamW):
         def inner(name: str, p: nn.Parameter) -> bool:
             return p.ndim > 1 and not any(word in name for word in ends)
 
-        super().__init__([{"params": [p for name, p in network.named_parameters()
-                                      if inner(name, p) == matrices], "matrices": matrices}
-                          for matrices in (True, False)], lr, weight_decay=DECAY,
-                         foreach=True)
+        groups = [{"params": [p for name, p in network.named_parameters() if inner(name, p) == kind]}
+                  for kind in (True, False)]
+        super().__init__(groups, lr, weight_decay=DECAY, foreach=True)
 
     @torch.no_grad()
     def step(self) -> None:

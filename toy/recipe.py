@@ -55,13 +55,13 @@ class Phase:
 
 AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 9000, 2.0, "vae")
 WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 9000, 2.1, "wavlm")
-BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 2500, .4, "beats")
+BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 2500, .5, "beats")
 JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", alone=True)
 # Each network once more with half the rate and the windows in another order, from the average of
 # its weights. So no phase is longer than two hours of two cores.
 AGAIN = ("--init", "DIR", "--seed", "1")
 KEYFRAMES = Phase("keyframes", ("train_keyframe.py",), 10000, 3.9, "keyframe")
-KEYFRAMES_SLOWER = Phase("keyframes, slower", ("train_keyframe.py", *AGAIN, "--lr", "8e-4"),
+KEYFRAMES_SLOWER = Phase("keyframes, slower", ("train_keyframe.py", *AGAIN, "--lr", "1e-3"),
                          5000, 2, "keyframe")
 BETWEEN = Phase("interpolation", ("train_interp.py",), 8000, 2.7, "interp")
 BETWEEN_SLOWER = Phase("interpolation, slower", ("train_interp.py", *AGAIN, "--lr", "5e-4"),
