@@ -1,0 +1,67 @@
+"""How good do the weights become in how many core hours? `python bench/recipe.py DIR DIR ...`
+
+Each DIR is a folder that `python -m toy.recipe --out DIR --hours N` made and evaluated. Printed is
+a table with a row for each, in the order of the core hours that its phases took; --out is the same
+as a figure, with the intervals of the evaluation.
+"""
+
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, it finds the project
+
+from tools.checkpoint import read_json
+from tools.cli import HERE, InputError, Parser, run
+from tools.figures import save_figure
+
+MEASURES = {  # a row of results/evaluation.json: its name in the figure
+    "jaw, correlation over time": "jaw, r",
+    "width, correlation over time": "width, r",
+    "frames of m, b, p with closed lips": "m, b, p closed",
+    "valence, correlation with the curve asked for": "valence, r",
+    "the right face among 100": "right face of 100",
+    "kind of vocalisation, of 7 and speech": "vocalisation of 8",
+}
+
+
+def measured(folder: Path) -> tuple[float, dict[str, dict]]:
+    """The core hours that the weights in a folder took, and {name in the figure: {"value", "low",
+    "high"}} from 0 to 1. Raises InputError where the recipe has not come to its end."""
+    record, results = folder / "recipe.json", folder / "results" / "evaluation.json"
+    for path in (record, results):
+        if not path.exists():
+            raise InputError(f"{path}: no such file; python -m toy.recipe --out {folder} makes it")
+    hours = sum(phase["core_hours"] for phase in read_json(record).values())
+    rows = {row["measure"]: row for row in read_json(results)["rows"]}
+    return hours, {name: rows[measure]["generated"] for measure, name in MEASURES.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser("bench/recipe.py", description=__doc__.split("\n\n")[0])
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="made by toy.recipe")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "recipe.png", help="figure")
+    args = parser.parse_args(argv)
+    found = sorted(map(measured, args.folders), key=lambda pair: pair[0])
+    hours, names = [each for each, _ in found], list(MEASURES.values())
+    print(f"| core hours | {' | '.join(names)} |\n|{' --- |' * (1 + len(names))}")
+    for each, figures in found:
+        cells = [f"{each:.1f}", *(f"{figures[name]['value']:.2f}" for name in names)]
+        print(f"| {' | '.join(cells)} |")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in names:
+        values, low, high = ([figures[name][key] for _, figures in found]
+                             for key in ("value", "low", "high"))
+        line, = axes.plot(hours, values, marker="o", label=name)
+        axes.fill_between(hours, low, high, alpha=.15, color=line.get_color(), linewidth=0)
+    axes.set(xscale="log", xticks=hours, xticklabels=[f"{each:.1f}" for each in hours],
+             xlabel="core hours of training", ylim=(0, 1.02), ylabel="1 is perfect; shaded: 95 % intervals")
+    axes.minorticks_off()
+    axes.legend(loc="lower right", fontsize="small")
+    save_figure(args.out, figure, 120)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
