@@ -4,7 +4,7 @@ L samples of 16 kHz mono audio become audio tokens (N, 2, D_a), two for each of 
 video frames at 25 fps. Each is [speech features ; BEATs features]: WavLM or wav2vec2 (both from
 `transformers`) tells what is said, and BEATs tells everything else, such as laughs and sighs. BEATs
 (arXiv 2212.09058) has no maintained implementation, so it is written here, with the parameter names
-of its published file. B clips, n features (or tokens inside of an encoder), C their width.
+of its published file. B recordings, n features (or tokens inside of an encoder), C their width.
 """
 
 import math
@@ -58,8 +58,8 @@ class AudioConfig:
     released sizes with our mapping; the released model's is `AudioConfig.full()`."""
 
     speech: str = "wavlm"  # or "wav2vec2"
-    # "aligned" (ours): an audio token stands for its own 20 ms, and is computed in a chunk of a
-    # fixed grid, so that it does not depend on how long the recording is. "released": the whole
+    # "aligned" (ours): an audio token stands for its own 20 ms (its half from BEATs for the 160 ms
+    # of a patch, which four frames share), and is computed in a chunk of a fixed grid, so that it does not depend on how long the recording is. "released": the whole
     # recording is encoded at once, and in chunks only where it is longer than max_whole_seconds.
     mapping: str = "aligned"
     chunk_frames: int = 240  # video frames, 9.6 s
@@ -120,19 +120,19 @@ def _mel_triangles() -> Tensor:
 
 
 def fbank(wave: Tensor) -> Tensor:
-    """Kaldi's log mel filterbank of audio: (B, L), L >= 400 -> (B, 1 + (L - 400) // 160, 128)."""
+    """Kaldi's log mel filterbank of audio in [-1, 1]: (B, L >= 400) -> (B, 1 + (L - 400) // 160, 128)."""
     frames = (wave * 32768).unfold(-1, 400, 160)  # (B, n, 400): 25 ms every 10 ms
     frames = frames - frames.mean(-1, keepdim=True)
     # Pre-emphasis y[i] = x[i] - 0.97 x[i - 1] lifts the high frequencies.
     frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], -1)
     window = torch.hann_window(400, periodic=False, device=wave.device) ** 0.85  # "Povey"
     power = torch.fft.rfft(frames * window, n=512).abs() ** 2  # (B, n, 257)
-    return (power @ _mel_triangles().to(wave.device)).clamp(min=1.1920929e-7).log()  # Kaldi's least
+    return (power @ _mel_triangles().to(wave.device)).clamp(min=1.1920929e-7).log()  # > 0
 
 
 class PositionalConv(nn.Module):
-    """GELU of a grouped convolution along the tokens, by which they know their places: (B, n, C).
-    Its weight is stored as a direction and, for each of the kernel's taps, a norm."""
+    """Convolutional position embedding: GELU of a grouped convolution along the tokens, (B, n, C),
+    with weight normalisation: the weight is a direction and, for each of the kernel's taps, a norm."""
 
     def __init__(self, channels: int, kernel: int, groups: int):
         super().__init__()
@@ -149,8 +149,8 @@ class PositionalConv(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """Self-attention softmax(q k^T / sqrt(d) + gate * bias) v. The bias depends on the distance of
-    query and key; the gate, one number for each head and query, says how much that counts."""
+    """Self-attention softmax(q k^T / sqrt(d) + gate * bias) v with a gated relative position bias:
+    it depends on key - query; the gate, one number a head and query, says how much it counts."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
@@ -227,7 +227,8 @@ class BEATsEncoder(nn.Module):
 
 class BEATs(nn.Module):
     """A transformer over the patches of a spectrogram: audio (B, L) in [-1, 1], L >= 2800, to
-    (B, 8 P, C). Token 8 * p + m is of time patch p of P, 160 ms long, and of mel patch m of 8."""
+    (B, 8 P, C). Of the P time patches, 160 ms each, and of 8 mel patches, token 8 p + m is that of
+    time patch p and mel patch m."""
 
     def __init__(self, config: BEATsConfig):
         super().__init__()
@@ -250,7 +251,7 @@ class BEATs(nn.Module):
 # ---- WavLM and wav2vec2 ----
 def build_speech(config: AudioConfig) -> nn.Module:
     """The model of `transformers` of the configured kind and size."""
-    # Imported here, as it takes seconds: commands have said what they do by then.
+    # Imported here, because it takes seconds, and mistakes are to be told first.
     from transformers import Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
 
     sizes = {**asdict(config.wavlm), "layerdrop": 0.0}
@@ -268,7 +269,7 @@ def normalise(wave: Tensor) -> Tensor:
 
 # ---- From features to video frames ----
 def cut(wave: Tensor, start: int, stop: int) -> Tensor:
-    """Samples start .. stop of audio (L,), with silence before its beginning and after its end."""
+    """wave[start:stop] of audio (L,), with silence before its beginning and after its end."""
     inside = wave[max(start, 0) : stop]
     left = max(-start, 0)
     return F.pad(inside, (left, stop - start - left - len(inside)))
@@ -290,8 +291,8 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, config: AudioConfig):
         super().__init__()
-        self.config, self.speech = config, build_speech(config)
-        self.events = BEATs(config.beats)
+        self.config, self.speech = config, build_speech(config)  # WavLM or wav2vec2
+        self.events = BEATs(config.beats)  # trained to name sound events
         # The last recording encoded in one piece, and its audio tokens: windows take them in turn.
         self.whole: tuple[Tensor, Tensor] | None = None
         self.eval().requires_grad_(False)
@@ -301,7 +302,8 @@ class AudioEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, wave: Tensor, start: int, stop: int) -> Tensor:
-        """Audio tokens of video frames start .. stop, also beyond the end of the recording (L,)."""
+        """Audio tokens (stop - start, 2, D_a) of the video frames start to stop - 1, which may lie
+        beyond the end of the recording (L,)."""
         given, wave = wave, wave.to(self.events.layer_norm.weight)
         config, frames = self.config, torch.arange(start, stop)
         released = config.mapping == "released"
@@ -327,7 +329,7 @@ class AudioEncoder(nn.Module):
         return torch.cat(tokens)[frames - frames[0]]
 
     def _piece(self, speech_wave: Tensor, wave: Tensor, a: int, b: int) -> Tensor:
-        """Samples a .. b, encoded in one piece: audio tokens (n, 2, D_a) of n video frames."""
+        """wave[a:b] encoded in one piece: audio tokens (n, 2, D_a) of n video frames."""
         if self.config.mapping == "released":
             speech = self.speech_released(cut(speech_wave, a, b))
             events = self.events_released(cut(wave, a, b))

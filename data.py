@@ -38,7 +38,7 @@ class Windows:
     identity: Tensor  # (B, C, h, w) the same of the identity frame
     audio_tokens: Tensor  # (B, T, 2, D_a)
     emotion: Tensor  # (B, T, 2) valence, arousal
-    rows_of: list[tuple[Path, list[int]]]  # for each, the shard and the rows of its T frames
+    places: list[tuple[Path, list[int]]]  # for each, the shard and the places of its T frames there
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -47,19 +47,19 @@ class Windows:
         return Windows(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def to(self, device: torch.device) -> "Windows":
-        """On `device`, as torch's default numbers (float32)."""
+        """On `device`, in torch's default dtype (float32)."""
         kind = torch.get_default_dtype()
         tensors = (self.latents, self.identity, self.audio_tokens, self.emotion)
-        return Windows(*(tensor.to(device, kind) for tensor in tensors), self.rows_of)
+        return Windows(*(tensor.to(device, kind) for tensor in tensors), self.places)
 
     def pictures(self, count: int, frame: int) -> Tensor:
-        """The pictures of frame number `frame` of the first `count` windows, read from the disk:
-        (P, 3, H, W) in [-1, 1], where the latents are."""
+        """The pictures of frame number `frame` of the first P = `count` windows, read from the disk:
+        (P, 3, H, W) in [-1, 1], on the latents' device."""
         pixels = []
-        for path, rows in self.rows_of[:count]:
+        for path, places in self.places[:count]:
             with reading(path) as shard:
                 start, stop = (shard.get_slice("ends")[i].item() if i >= 0 else 0
-                               for i in (rows[frame] - 1, rows[frame]))
+                               for i in (places[frame] - 1, places[frame]))
                 jpeg = shard.get_slice("jpegs")[start:stop]
                 pixels.append(np.asarray(Image.open(BytesIO(jpeg.numpy().tobytes()))))
         pixels = torch.from_numpy(np.stack(pixels)).to(self.latents)
@@ -87,13 +87,13 @@ class Clip(NamedTuple):
 
 
 @lru_cache(8)
-def _order(seed: int, group: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, group, epoch]).permutation(count)
+def _order(seed: int, kind: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, kind, epoch]).permutation(count)
 
 
 class Clips:
-    """The clips of one split of a cache that are as long as a window of a stage, in an endless
-    random order. What is random follows from the seed, the number of the step and the place in the
+    """The clips of one split of a cache that are at least as long as a window, in an endless random
+    order. What is random follows from the seed, the number of the step and the place in the
     batch: a resumed training goes on where it stopped, and each of several processes reads its own
     rows of the batch alone.
 
@@ -129,10 +129,10 @@ class Clips:
             cli.warn(f"{cache}: {len(given) - len(clips)} of {len(given)} {split} clips are left "
                      f"out, as they are shorter than a window, {self.span} frames")
         # Kinds of clips (speech, laughs, ...) are drawn with equal weight. Of a kind each clip
-        # stands in the order once, or as often as windows go into it one after the other.
-        kinds = sorted({clip.kind for clip in clips})
-        self.groups = [[clip for clip in clips if clip.kind == kind
-                        for _ in range(max(1, len(clip.firsts) // self.span))] for kind in kinds]
+        # stands in the order as often as windows go into it one after the other.
+        self.kinds = [[clip for clip in clips if clip.kind == kind
+                       for _ in range(1 + (len(clip.firsts) - 1) // self.span)]
+                      for kind in sorted({clip.kind for clip in clips})]
         self.count = len(clips)
 
     def _clip(self, cache: Path, entry: dict) -> Clip:
@@ -148,10 +148,10 @@ class Clips:
     def _choose(self, number: int) -> Clip:
         """The clip that comes at place `number` of the endless order: the kinds take turns, and of
         a kind every clip comes once before any comes twice."""
-        turn, group = divmod(number, len(self.groups))
-        clips = self.groups[group]
+        turn, kind = divmod(number, len(self.kinds))
+        clips = self.kinds[kind]
         epoch, place = divmod(turn, len(clips))
-        return clips[_order(self.seed, group, epoch, len(clips))[place]]
+        return clips[_order(self.seed, kind, epoch, len(clips))[place]]
 
     def batch(self, size: int, step: int, rows: slice = slice(None)) -> Windows:
         """These rows of batch number `step`, which has `size` windows."""
@@ -165,17 +165,17 @@ class Clips:
         found = [self._window(self._choose(step * size + i),
                               np.random.default_rng([self.seed, step, i]), whole)
                  for i in range(size)[rows]]
-        *tensors, rows_of = zip(*found, strict=True)
+        *tensors, places = zip(*found, strict=True)
         mean, logvar, noise, audio_tokens, emotion = map(torch.stack, tensors)
         # In training z = mean + std * noise, as the autoencoder itself was trained.
         latents = self.scale(Posterior(mean.float(), logvar.float()).sample(noise))
-        return Windows(latents[:, 1:], latents[:, 0], audio_tokens, emotion, list(rows_of))
+        return Windows(latents[:, 1:], latents[:, 0], audio_tokens, emotion, list(places))
 
     def _window(self, clip: Clip, rng: np.random.Generator, whole: bool) -> tuple:
         """What a window is made of: mean, log-variance and noise of the identity frame and of its T
         frames, (1 + T, C, h, w) each; audio tokens, emotion; where the frames stand."""
-        # A window of keyframes is every 13th frame from a random one on, one of interpolation 14 in a
-        # row. The spatial phase of a training takes single frames.
+        # A window of keyframes is every 13th frame from a random one on, one of interpolation 14 in
+        # a row. The spatial phase of a training takes single frames.
         if whole:
             first = int(rng.choice(clip.firsts))
             times = [first + i * self.stage.spacing for i in range(self.stage.frames)]
@@ -184,23 +184,23 @@ class Clips:
         # The identity frame is a portrait, or a frame of the clip outside the window's span if
         # possible: from a frame close to its targets the model would learn to copy mouth and
         # emotion instead of listening.
-        # (A chained model is told the frame before; before a clip's frame 0 that is a portrait, -1.)
+        # (The autoregressive baseline gets the frame before; before frame 0 that is a portrait, -1.)
         others = ([i for i, t in enumerate(clip.times) if self.stage.chained and t == times[0] - 1]
                   or [i for i, t in enumerate(clip.times) if t < 0]
                   or [i for i, t in enumerate(clip.times) if not times[0] <= t <= times[-1]]
                   or [i for i, t in enumerate(clip.times) if t not in times])
-        identity, rows = int(rng.choice(others)), [clip.times.index(t) for t in times]
-        # Of the shard only these rows are read from the disk. The tokens and the emotion stand there
-        # for each frame of the clip, the latents for those frames that were kept.
+        identity, places = int(rng.choice(others)), [clip.times.index(t) for t in times]
+        # Of the shard only these places are read from the disk. The tokens and the emotion stand
+        # there for each frame of the clip, the latents for those frames that were kept.
         with reading(clip.shard) as shard:
             def read(name: str, places: list[int]) -> Tensor:
                 part = shard.get_slice(name)
                 return torch.stack([part[place] for place in places])
 
-            mean, logvar = (read(name, [identity, *rows]) for name in ("mean", "logvar"))
+            mean, logvar = (read(name, [identity, *places]) for name in ("mean", "logvar"))
             tokens, emotion = (read(name, times) for name in (self.tokens, "emotion"))
         noise = torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
-        return mean, logvar, noise, tokens, emotion, (clip.shard, rows)
+        return mean, logvar, noise, tokens, emotion, (clip.shard, places)
 
 
 def open_cache(data: Path | None, out: Path, clips: int, frozen: Path) -> Path:

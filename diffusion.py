@@ -1,9 +1,9 @@
 """The diffusion: noise levels, preconditioning, losses, guidance, sampler (paper: preliminaries).
 
 EDM (arXiv 2206.00364) with v-prediction, as in Stable Video Diffusion. These are pure functions:
-to the sampler a model is whatever `guided(x, sigma)` is.
+the sampler knows a model only as a function guided(x, sigma) -> D.
 
-B clips, T frames a window, C channels, h x w latent pixels. Latents are (B, T, C, h, w), noise
+B windows (or segments) of T frames, C channels, h x w latent pixels. Latents are (B, T, C, h, w), noise
 levels sigma are (B,), in the sampler scalars. D is the denoiser and F the network inside it.
 """
 
@@ -50,7 +50,7 @@ def training_sigma(normal: Tensor, p_mean: float, p_std: float) -> Tensor:
 
 
 def schedule(steps: int, sigma_max: float = AYS[0]) -> Tensor:
-    """The falling noise levels of the sampler and a final 0, float64."""
+    """The falling noise levels of the sampler and a final 0: (steps + 1,) float64; (12,) for 10."""
     # As in the released code, steps = 10 takes the whole table and so makes 11 evaluations. Any
     # other number resamples the table to `steps` levels, linearly in (index, ln sigma).
     table = np.log(AYS)
@@ -81,7 +81,7 @@ def pixel_loss(images: Tensor, originals: Tensor, sigma: Tensor) -> Tensor:
 def keyframe_weights(id_guidance: float, audio_guidance: float) -> tuple[float, float, float]:
     """Guidance of keyframes, D_0 + w_id (D_id - D_0) + w_aud (D_id,aud - D_id), as a weighted sum
     of three evaluations: the weights of D_0, D_id and D_id,aud, whose sum is 1."""
-    # They are told neither condition, the identity, and the identity and the audio. The emotion
+    # D_0 is given neither condition, D_id the identity, D_id,aud identity and audio. The emotion
     # stays in all three and is never dropped, so guidance neither strengthens nor weakens it.
     return 1 - id_guidance, id_guidance - audio_guidance, audio_guidance
 
@@ -131,7 +131,8 @@ def share_ends(x: Tensor) -> Tensor:
 
 
 def seeded_noise(seed: int, stage: int, index: int, shape: tuple[int, ...]) -> Tensor:
-    """Unit normal noise that depends on (seed, stage, index) alone, the same on every device."""
+    """Unit normal noise that depends on (seed, stage, index) alone, the same on every device.
+    stage: 0 for keyframes, 1 for interpolation; index: of the window, or of the segment."""
     # A window's noise thus does not depend on how many windows a recording has.
     state = np.random.SeedSequence((seed, stage, index)).generate_state(1, np.uint64)[0]
     return torch.randn(shape, generator=torch.Generator().manual_seed(int(state >> np.uint64(1))))

@@ -31,7 +31,7 @@ EMOTIONS = {
 }
 
 
-def _emotion_value(text: str, where: str = "--emotion") -> tuple[float, float]:
+def _emotion_value(text: str) -> tuple[float, float]:
     """(valence, arousal) of an emotion's name or of "V,A"."""
     if text.strip().lower() in EMOTIONS:
         return EMOTIONS[text.strip().lower()]
@@ -40,7 +40,7 @@ def _emotion_value(text: str, where: str = "--emotion") -> tuple[float, float]:
     except ValueError:
         hint = ("two numbers V,A were expected" if text[:1] in "+-.0123456789"
                 else f"known: {', '.join(EMOTIONS)}")
-        raise InputError(f'{where}: unknown emotion "{text}"; {hint}') from None
+        raise InputError(f'--emotion: unknown emotion "{text}"; {hint}') from None
     return valence, arousal
 
 
@@ -68,7 +68,7 @@ def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str
             points.append((seconds, valence, arousal))
         return points, f"--emotion: {emotion}"
     if not emotion:
-        raise InputError(f"--emotion: nothing in it; name an emotion, known: {', '.join(EMOTIONS)}")
+        raise InputError(f"--emotion: is empty; name an emotion, known: {', '.join(EMOTIONS)}")
     if ":" not in emotion:
         return [(0.0, *_emotion_value(emotion))], "--emotion"
     points = []
@@ -100,7 +100,7 @@ def emotion_curve(emotion: str | Path | np.ndarray, n_frames: int) -> np.ndarray
     else:
         points, where = _emotion_points(str(emotion).strip())
         if not points:
-            raise InputError(f"{where}: no point in it; name an emotion or give seconds,valence,"
+            raise InputError(f"{where}: has no points; name an emotion or give seconds,valence,"
                              "arousal")
         times, values = np.array(points)[:, 0], np.array(points)[:, 1:]
         if not all(map(math.isfinite, times)) or not (np.diff(times) > 0).all():

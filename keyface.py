@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def groups(self) -> int:
-        """The number of groups: a window's segments plus the link to the next window."""
+        """The number of groups, one a window; a last window of one keyframe needs none."""
         return max(1, -(-(self.keyframes - 1) // self.per_window))
 
     def window(self, index: int) -> list[int]:
@@ -126,7 +126,7 @@ class Film:
     audio_guidance: float
     autoguidance: float
     seed: int
-    report: Callable[[str, int, int], None]  # (stage, steps done, steps in all)
+    report: Callable[[str, int, int], None]  # `progress` of KeyFace.animate
 
 
 class KeyFace:
@@ -140,7 +140,7 @@ class KeyFace:
     def __init__(self, config: Config, device: str = "cpu", low_memory: bool = False):
         self.config, self.size = config, config.size  # side of the generated image in pixels
         self.device, self.low_memory = torch.device(device), low_memory
-        # More clips or images at a time are no faster, and fill a GPU's memory.
+        # More segments or images at a time are no faster, and fill a GPU's memory.
         self.batch = 1 if low_memory else 4
         self.keyframe = Stage(config.keyframe)
         self.interp = Stage(config.interp)
@@ -156,7 +156,7 @@ class KeyFace:
     def load(folder: str | Path, device: str = "cpu", low_memory: bool = False) -> "KeyFace":
         """Reads a weights folder: config.json and one safetensors file a part; interp_bad may be
         absent. (The published files are read by tools/released.py.) With `low_memory` parts are on
-        the device only while they work, and work on one clip or image at a time. Raises InputError
+        the device only while they work, and work on one segment or image at a time. Raises InputError
         for a missing, damaged or mismatched file."""
         folder = Path(folder)
         # On the meta device modules take no memory: the weights bring theirs along.
@@ -204,8 +204,8 @@ class KeyFace:
     @torch.no_grad()
     def unlike(self, picture: np.ndarray) -> str | None:
         """Why a picture (H, W, 3) uint8 of the model's size is unlike the faces these weights were
-        trained on: the autoencoder reconstructs it worse than it does training faces. None if it
-        does not, or if the weights do not say how well it reconstructs those."""
+        trained on: the autoencoder reconstructs it worse than it does training faces. None where it
+        is not worse, or where the weights state no limit."""
         if not self.familiar_error:
             return None
         self.bring("vae")
@@ -228,16 +228,16 @@ class KeyFace:
 
         image: a path, or uint8 (H, W, 3) of any size; audio: a path, or float (L,) at 16 kHz
         in [-1, 1]; emotion as in `emotion_curve`; guidance weights and steps default to the
-        config's. progress(stage, done, total) is called after every network step. Raises
-        InputError for what cannot be used.
+        config's. progress(stage, done, total) is called after every step of the sampler, with
+        "keyframes" for the windows and "frames" for the segments, of which each counts. Raises
+        InputError for what cannot be used, when the first frame is asked for.
         """
         c = self.config
         given = {"steps": steps, "id_guidance": id_guidance, "audio_guidance": audio_guidance,
                  "autoguidance": autoguidance}
         settings = {k: getattr(c, k) if v is None else v for k, v in given.items()}
         if settings["steps"] < 1 or seed < 0:
-            raise InputError(f"steps: {settings['steps']}, seed: {seed}; give at least 1, and at "
-                             "least 0")
+            raise InputError(f"steps: {settings['steps']} (at least 1), seed: {seed} (at least 0)")
         if not all(map(math.isfinite, settings.values())):
             raise InputError("id_guidance, audio_guidance and autoguidance must be finite numbers")
         image, audio = read_image(image, c.size), read_audio(audio)
@@ -247,7 +247,7 @@ class KeyFace:
         # told what another window has made: this is why a face does not drift, however long.
         plan = Plan(frame_count(len(audio)), c.keyframe.spacing, c.keyframe.frames, c.dummy_first)
         if not 0 <= start < plan.total:
-            raise InputError(f"start: {start} is no frame of a film of {plan.total}")
+            raise InputError(f"start: {start}; the video has frames 0 to {plan.total - 1}")
         curve = torch.from_numpy(emotion_curve(emotion, plan.padded)).to(self.device)
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None] / 127.5 - 1
         self.bring("vae")
@@ -279,8 +279,8 @@ class KeyFace:
     def sample_keyframes(self, film: Film, window: int) -> Tensor:
         """Stage 1: the usable keyframes of one window, latents (14 or 13, C, h, w)."""
         c, plan = self.config, film.plan
-        # The encoders hear all of the sound from the first to the last keyframe, and a bit around.
-        # The network is then told the tokens of the keyframes alone, every 13th.
+        # The encoders hear the sound from the first to the last keyframe and a bit around it (the
+        # released ones all of it). The network gets the tokens of the keyframes alone, every 13th.
         frames = plan.window(window)
         first, last = frames[plan.dummy_first], frames[-1]
         self.bring("wavlm", "beats")

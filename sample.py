@@ -30,15 +30,15 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, help=f"the video to write, .mp4; default {OUT}")
     add("--weights", type=Path, default=cli.WEIGHTS, help='folder of weights, or of the released '
         'model\'s published files; "released": these, downloaded once')
-    add("--list-weights", action="store_true", help="list the published files, and leave")
+    add("--list-weights", action="store_true", help="list the published files, and exit")
     add("--emotion", help='a name, "V,A" (valence, arousal in -1..1), "0:neutral 2.5:happy '
         '6:-0.8,-0.3", or a CSV of seconds,valence,arousal; default neutral')
     helps = {"steps": "of the sampler; 10: the paper's 11 levels",
              "id_guidance": "weight of the identity in keyframes",
              "audio_guidance": "weight of the sound in keyframes",
-             "autoguidance": "weight of the good over the bad model between them",
+             "autoguidance": "weight of the good over the bad model in interpolation",
              "size": "side of the video in pixels, even",
-             "seed": "another seed, another take"}
+             "seed": "of the noise: another one makes another video"}
     for name, text in helps.items():
         add(f"--{name.replace('_', '-')}", type=SETTINGS[name], help=text,
             default=0 if name == "seed" else None)
@@ -58,8 +58,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check_files(args: argparse.Namespace) -> tuple[Path, Path | None]:
-    """The video and the sheet to write (None: no sheet), where neither replaces an input or a
-    file that is not ours and that was not named."""
+    """The video and the sheet to write (None: no sheet). Raises InputError where one of them is an
+    input, or where a file that comes with the project is missing."""
     out = args.out or OUT
     if not out.name:
         raise InputError(f"--out: {out} is a folder; name a file, .mp4")
@@ -72,7 +72,7 @@ def check_files(args: argparse.Namespace) -> tuple[Path, Path | None]:
 
 
 class Progress:
-    """For each stage that reports itself one bar on stderr, or where that is no terminal a line."""
+    """A bar on stderr for each stage; a line where stderr is no terminal."""
 
     def __init__(self):
         self.bars: dict[str, object] = {}

@@ -28,7 +28,7 @@ class StageConfig:
     """One of the two diffusion models. The defaults are the released keyframe model's."""
 
     unet: UNetConfig = field(default_factory=UNetConfig)
-    interpolation: bool = False  # between two known frames, or keyframes from the identity alone
+    interpolation: bool = False  # True: frames between two known ones; False: keyframes
     frames: int = 14  # T
     spacing: int = 13  # S, video frames from one element of a window to the next
     audio_dim: int = 1536  # D_a: WavLM + BEATs
@@ -43,20 +43,21 @@ class StageConfig:
     p_std: float = 1.2
     sigma_max: float = diffusion.AYS[0]
     lambda_lower: float = 3.0  # weight of the lower half of the latent rows: the mouth
-    # Tiny uses 0.1: lambda(sigma) amplifies the VAE's own error as sigma goes to 0.
+    # Of keyframes alone. Tiny uses 0.1: lambda(sigma) amplifies the VAE's own error as sigma goes
+    # to 0.
     pixel_weight: float = 1.0
-    pixel_share: float = 1.0  # of a batch's windows, how many have the pixel loss
+    pixel_share: float = 1.0  # the share of a batch's windows that have the pixel loss
     drop_identity: float = 0.1
     drop_audio: float = 0.2
-    without: str = ""  # "wavlm" or "beats": this encoder is left out, to see what it was good for
-    # The paper's recipe: it goes on from SVD's network, whose temporal layers stay as they are.
+    without: str = ""  # an ablation: the features of "wavlm" or "beats" are set to zero
+    # The paper's recipe: training goes on from SVD's network, whose temporal layers are frozen.
     finetune: bool = False
-    checkpoint_activations: bool = False  # computes each layer twice, and keeps less in memory
+    checkpoint_activations: bool = False  # recompute them in the backward pass: less memory
 
     @property
     def chained(self) -> bool:
-        """Whether windows of consecutive frames follow each other, each told the last frame of the
-        one before as its identity: what KeyFace is not, as errors then add up."""
+        """Whether this is the autoregressive baseline of toy/claims, and not KeyFace: windows of
+        consecutive frames, each given the last frame before it as its identity."""
         return self.spacing == 1 and not self.interpolation
 
 
@@ -81,7 +82,7 @@ class Config:
     autoguidance: float = 2.0
 
     def check(self) -> "Config":
-        """The same; raises ValueError where fields contradict each other."""
+        """Returns itself; raises ValueError where fields contradict each other."""
         a, b, v, w = self.keyframe, self.interp, self.vae, self.interp_audio or self.audio
         latent = (v.z_channels, *[self.size / v.patch / 2 ** (len(v.ch_mult) - 1)] * 2)
         halvings = max(len(s.unet.channel_mult) for s in (a, b)) - 1
@@ -128,10 +129,10 @@ class Config:
 
 
 class Conditions(NamedTuple):
-    """What a model is told about B clips, embedded."""
+    """What a model is told about B windows (or segments), embedded."""
 
-    concat: Tensor  # identity latents (B, C, h, w), or both end latents (B, 2C, h, w)
-    context: Tensor  # embedded audio tokens (B, T, D_c)
+    concat: Tensor  # z_id (B, C, h, w), or z_s and z_e (B, 2C, h, w)
+    context: Tensor  # audio embeddings (B, T, D_c), one a frame
     emotion: Tensor | None  # (B*T, emotion width), keyframes only
 
     @staticmethod
@@ -140,19 +141,19 @@ class Conditions(NamedTuple):
         return Conditions(*(None if c[0] is None else torch.cat(c) for c in zip(*parts)))
 
     def part(self, s: slice) -> "Conditions":
-        """The conditions of some of the clips, for interpolation, which has no emotion."""
+        """The conditions of some of the segments, which have no emotion."""
         return Conditions(self.concat[s], self.context[s], None)
 
     def keep(self, identity: Tensor, audio: Tensor) -> "Conditions":
-        """Drops the identity (or both ends) and the audio of each clip for which these (B,) are 0
-        and not 1. The audio is zeroed after its embedding, so that the embedding's bias does not
+        """Drops the identity (or both ends) and the audio where these (B,) are 0, and keeps them
+        where they are 1. The audio is zeroed after its embedding, so that the embedding's bias does not
         remain. Emotion is never dropped."""
         return self._replace(concat=self.concat * identity[:, None, None, None],
                              context=self.context * audio[:, None, None])
 
 
 class Draws(NamedTuple):
-    """All that is random in one training step, for B clips."""
+    """All that is random in one training step, for B windows."""
 
     sigma: Tensor  # (B,) noise levels
     keep_identity: Tensor  # (B,) 1, or 0 where the identity (or both ends) is dropped
@@ -160,11 +161,11 @@ class Draws(NamedTuple):
     noise: Tensor  # (B, T, C, h, w) unit normal
 
     def rows(self, rows: slice) -> "Draws":
-        """Those of some of the clips."""
+        """Those of some of the windows."""
         return Draws(*(value[rows] for value in self))
 
     def to(self, device: torch.device) -> "Draws":
-        """On `device`, as torch's default numbers (float32)."""
+        """On `device`, in torch's default dtype (float32)."""
         return Draws(*(value.to(device, torch.get_default_dtype()) for value in self))
 
 
@@ -184,9 +185,10 @@ class Stage(nn.Module):
 
     def conditions(self, latents: Tensor, audio_tokens: Tensor,
                    emotion: Tensor | None = None) -> Conditions:
-        """Embeds what is known (paper: conditioning). latents: identity (B, C, h, w), or start and
-        end (B, 2, C, h, w); audio_tokens (B, T, 2, D_a); emotion, for keyframes, valence and
-        arousal (B, T, 2) in [-1, 1]."""
+        """Embeds what is known (paper: conditioning). latents: scaled ones of the identity
+        (B, C, h, w), or of start and end (B, 2, C, h, w), which times `condition_scale` are z_id, or
+        z_s and z_e; audio_tokens (B, T, 2, D_a); emotion, for keyframes, valence and arousal
+        (B, T, 2) in [-1, 1]."""
         concat = latents.flatten(1, -3) * self.config.condition_scale  # (B, C or 2C, h, w)
         # A video frame lasts two audio tokens; their mean goes through one trained linear layer.
         tokens = audio_tokens.mean(dim=2)  # (B, T, D_a)
@@ -223,8 +225,8 @@ class Stage(nn.Module):
                 spatial_only: bool = False) -> Tensor:
         """D(x; sigma, known) = c_skip x + c_out F(c_in x, c_noise, known). x (B, T, C, h, w), sigma
         (B,). With `spatial_only` every frame stands alone (T = 1) and the temporal half of the
-        network is left out. The network computes in its weights' precision, all around it in
-        float32."""
+        network is left out. The network computes in its weights' precision (or as --bf16 says), all
+        around it in float32."""
         b, t = x.shape[:2]
         c_skip, c_out, c_in, c_noise = (c.view(b, 1, 1, 1, 1) for c in diffusion.scalings(sigma))
         out = self.unet(self.attach(c_in * x, known.concat).to(known.context),
@@ -242,13 +244,13 @@ class Stage(nn.Module):
                      torch.randn(shape))
 
     def forward(self, vae: VAE, x0: Tensor, latents: Tensor, audio_tokens: Tensor,
-                emotion: Tensor | None, draws: Draws, pixels: Tensor, frame: int,
-                spatial_only: bool = False) -> tuple[Tensor, Tensor]:
-        """The training objective (paper: losses): the latent loss and the pixel loss, two scalars.
+                emotion: Tensor | None, draws: Draws, pixels: Tensor | None = None,
+                frame: int = 0, spatial_only: bool = False) -> tuple[Tensor, Tensor]:
+        """The training objective (paper: losses): latent loss and weighted pixel loss, two scalars.
 
-        x0 (B, T, C, h, w) clean latents; latents, audio_tokens, emotion as in `conditions`; pixels
-        (P, 3, H, W) the true pixels of frame number `frame` of the first P clips. The pixel loss
-        looks at one frame only, because decoding all 14 would not fit into memory.
+        x0 (B, T, C, h, w) clean latents; latents, audio_tokens, emotion as in `conditions`. For
+        keyframes, pixels (P, 3, H, W): the true ones of frame number `frame` of the first P windows.
+        The pixel loss looks at one frame only, because decoding all 14 would not fit into memory.
         """
         c, sigma = self.config, draws.sigma
         known = self.conditions(latents, audio_tokens, emotion)
@@ -256,10 +258,10 @@ class Stage(nn.Module):
         noisy = x0 + sigma.view(-1, 1, 1, 1, 1) * draws.noise
         denoised = self.denoise(noisy, sigma, known, spatial_only)
         latent = diffusion.latent_loss(denoised, x0, sigma, c.lambda_lower).mean()
-        if not c.pixel_weight:
+        if pixels is None or not c.pixel_weight:
             return latent, torch.zeros_like(latent)
-        # L2 + LPIPS on the decoded frame. Without LPIPS the features of the autoencoder's own
-        # encoder stand in its place.
+        # L2 + LPIPS on the decoded frame. (tools/scaling.py sets LPIPS as `distance` from 256 pixels
+        # on; below, and without it, the features of the autoencoder's own encoder take its place.)
         sigma = sigma[:len(pixels)]
         decoded = vae.to_images(denoised[:len(pixels), frame])  # (P, 3, H, W)
         distance = (diffusion.loss_weight(sigma) * self.distance(vae, decoded, pixels)).mean()

@@ -1,7 +1,7 @@
 """Trains stage 2, the interpolation between keyframes: `python train_interp.py --minutes 15`.
 
-It starts from the keyframe weights in --out, or goes on from those of --init. Several processes
-share each batch: `torchrun --nproc_per_node 2 train_interp.py`.
+It goes on from the interpolation weights of --init, or starts from the keyframe weights of --init or
+of --out. Several processes share each batch: `torchrun --nproc_per_node 2 train_interp.py`.
 """
 
 import sys
@@ -17,7 +17,7 @@ from tools.processes import Processes
 
 MINUTES = 25  # on two cores; --minutes
 BATCH = 4  # windows a step
-LEARNING_RATE = 1e-3  # the highest, after the warm-up
+LEARNING_RATE = 1e-3  # of Muon, the highest, after the warm-up; to go on from SVD: the paper's
 DECAY = 0.998  # of the average of the weights, a step
 EARLY = 0.2  # of the training, after which autoguidance's bad model is kept
 
@@ -26,7 +26,7 @@ def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
     """Interpolation starts from the keyframe model: from scratch it learns to blend its two ends
     and ignores the audio for long. The identity's input channels become the sequence's; the mask
     channel starts at zero, and the emotion has no counterpart."""
-    theirs, ours = keyframe.state_dict(), stage.state_dict()
+    theirs, ours = keyframe.state_dict(), stage.state_dict()  # the stage's own tensors
     for name, value in ours.items():
         given = theirs.get(name)
         if name == "unet.input_blocks.0.0.weight":  # 9 input channels from 8
@@ -36,7 +36,6 @@ def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
             value.copy_(given[:, -value.shape[1]:])
         elif given is not None:
             value.copy_(given)
-    stage.load_state_dict(ours)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,6 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     elif keyframes:
         load_part(keyframes[0], model.keyframe)
         init_from_keyframes(stage, model.keyframe)
+    elif not args.resume:
+        cli.warn("there are no keyframe weights to start from; run train_keyframe.py first, as from "
+                 "nothing interpolation ignores the audio for long")
     # Weights that go on from finished ones are never under-trained again: they keep the bad model
     # that --init brought along.
     early_due = not (args.init and (args.init / "interp_bad.safetensors").exists())
@@ -66,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
-    scaling.prepared(stage, model.vae, args, LEARNING_RATE)
+    scaling.prepared(stage, model.vae, args, LEARNING_RATE)  # as in train_keyframe.py
     optimizer = scaling.optimizer(stage, args.lr)
     average = training.averaged(stage, DECAY)
     run = training.Run("interp", args, model, stage, optimizer, average, held_out, processes,
@@ -85,24 +87,22 @@ def main(argv: list[str] | None = None) -> None:
         # Every process draws for the whole batch and takes its rows, as in train_keyframe.py.
         batch = clips.batch(args.batch, run.step, rows).to(processes.device)
         torch.manual_seed(args.seed * 10_000_000_000 + run.step)
-        frame = int(torch.randint(batch.latents.shape[1], ()))
-        draws = stage.draw((args.batch, *batch.latents.shape[1:])).rows(rows)
+        draws = stage.draw((args.batch, *batch.latents.shape[1:])).rows(rows).to(processes.device)
         ends = batch.latents[:, [0, -1]]  # (B, 2, C, h, w)
 
-        # The loss and its gradient; with --accumulate for parts of the batch, one after the other.
+        # The loss, without a pixel loss, and its gradient; with --accumulate for parts of the batch.
         optimizer.zero_grad(set_to_none=True)
-        latent = pixel = 0.0
+        latent = 0.0
         for part in scaling.parts(args.accumulate, batch.latents, ends, batch.audio_tokens, None,
-                                  draws.to(processes.device), batch.pictures(len(batch), frame)):
-            losses = parallel(model.vae, *part, frame)
-            (sum(losses) / args.accumulate).backward()
-            latent += losses[0].detach() / args.accumulate
-            pixel += losses[1].detach() / args.accumulate
+                                  draws):
+            loss, no_pixel_loss = parallel(model.vae, *part)
+            (loss / args.accumulate).backward()
+            latent += loss.detach() / args.accumulate
         norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
-        if run.all_finite(latent + pixel, norm):
+        if run.all_finite(latent, norm):
             optimizer.step()
             average.update_parameters(stage)
-        run.report(latent, pixel)
+        run.report(latent, no_pixel_loss)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tools.processes import Processes
 MINUTES = 45  # on two cores; --minutes
 SPATIAL_FRACTION = 0.15  # of the training: the spatial half alone, on single frames; --spatial
 BATCH = 4  # windows a step
-LEARNING_RATE = 2e-3  # the highest, after the warm-up
+LEARNING_RATE = 2e-3  # of Muon, the highest, after the warm-up; to go on from SVD: the paper's
 DECAY = 0.998  # of the average of the weights, a step
 
 
@@ -35,13 +35,14 @@ def main(argv: list[str] | None = None) -> None:
     if trained_before:
         load_part(given, stage)
 
-    # The data: windows of 14 keyframes, 13 frames apart, each with an identity frame from elsewhere.
+    # The data: windows of 14 keyframes, 13 frames apart, with an identity frame from elsewhere.
     clips, held_out = training.open_data(args, model, stage, processes)
 
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
+    # Sets the learning rate, LPIPS and bfloat16 where they are wanted, and what is frozen.
     scaling.prepared(stage, model.vae, args, LEARNING_RATE)
-    optimizer = scaling.optimizer(stage, args.lr)
+    optimizer = scaling.optimizer(stage, args.lr)  # ours: Muon; from SVD: AdamW, as in the paper
     average = training.averaged(stage, DECAY)
     run = training.Run("keyframe", args, model, stage, optimizer, average, held_out, processes,
                        {"trained_before": trained_before})
@@ -49,14 +50,14 @@ def main(argv: list[str] | None = None) -> None:
         processes.parallel(stage, some_unused=not run.facts["trained_before"]))
 
     while run.go_on():
-        # First the spatial half alone, which learns to draw faces from single frames: a step costs
-        # less and teaches more. Temporal layers start as a pass-through, so when they come in, the
-        # only change is that each frame attends to 14 audio tokens instead of one. All this is left
-        # out where --init gave weights that were trained before.
+        # Ours: first the spatial half alone, which learns to draw faces from single frames: a step
+        # costs less and teaches more. Temporal layers start as a pass-through, so when they come
+        # in, the only change is that each frame attends to 14 audio embeddings instead of one. All
+        # this is left out where --init gave weights that were trained before.
         spatial_only = run.progress < args.spatial and not run.facts["trained_before"]
 
-        # In the spatial phase a batch has 14 x --batch single frames instead of --batch windows.
-        size = 14 * args.batch if spatial_only else args.batch
+        # In the spatial phase a batch has T x --batch single frames instead of --batch windows.
+        size = args.batch * (stage.config.frames if spatial_only else 1)
         read = clips.singles if spatial_only else clips.batch
         batch = read(size, run.step, rows).to(processes.device)
 
@@ -66,8 +67,8 @@ def main(argv: list[str] | None = None) -> None:
         torch.manual_seed(args.seed * 10_000_000_000 + run.step)
         frame = int(torch.randint(batch.latents.shape[1], ()))  # of the pixel loss
         draws = stage.draw((size, *batch.latents.shape[1:])).rows(rows).to(processes.device)
-        # For the pixel loss either phase decodes as many pictures as --batch has windows, or a share
-        # of these, although the spatial phase has 14 times as many rows. A process decodes at least one.
+        # For the pixel loss either phase decodes pixel_share x --batch pictures, although the
+        # spatial phase has T times as many rows; with --accumulate at least one for each part.
         count = round(args.batch * stage.config.pixel_share) // processes.count
         pixels = batch.pictures(max(count, args.accumulate), frame)  # (P, 3, H, W)
 

@@ -99,7 +99,8 @@ def validate(stage: Stage, held_out: Windows) -> dict[str, float]:
 
 @torch.no_grad()
 def sheet(path: Path, model: KeyFace, stage: Stage, held_out: Windows) -> None:
-    """A picture of three held-out windows: truth, sample, and sample with another clip's audio."""
+    """Writes a picture of three held-out windows: the truth after the autoencoder, a sample, and a
+    sample with another window's audio."""
     batch = held_out.rows(slice(0, 3)).to(next(stage.parameters()).device)
     rows = [batch.latents]
     for tokens in (batch.audio_tokens, batch.audio_tokens.roll(1, 0)):
@@ -123,9 +124,9 @@ def sheet(path: Path, model: KeyFace, stage: Stage, held_out: Windows) -> None:
 class Run:
     """One training from its first step to its last: the clock, the reports, what is saved.
 
-    Loops read `step`, `progress` (0 to 1) and `facts`, and call `go_on` before and `report` after
-    each step. A run stops at the end of its time or steps, or saves and stops at a signal. `facts`
-    is what a script has to remember over --resume.
+    Loops read `step`, `progress` (0 to 1) and `facts`, ask `go_on` before each step and `all_finite`
+    before the weights change, and call `report` after it. A run stops at the end of its time or
+    steps, or saves and stops at a signal. `facts` is what a script has to remember over --resume.
     """
 
     def __init__(self, name: str, args: argparse.Namespace, model: KeyFace, stage: Stage,
@@ -173,8 +174,8 @@ class Run:
         return self.before + time.monotonic() - self.began
 
     def go_on(self) -> bool:
-        """The clock: whether there is a step to do, and its learning rate (warm-up, then half a
-        cosine down to 2 %). All processes see the same clock and the same signal."""
+        """The clock: whether there is a step to do, and its learning rate (ours: warm-up, then half
+        a cosine down to 2 %). All processes see the same clock and the same signal."""
         args = self.args
         progress = self.step / args.steps if args.steps else self.seconds / (60 * args.minutes)
         self.progress, stopped = self.processes.agree([progress, float(bool(self.signals))])
@@ -197,8 +198,9 @@ class Run:
         if self.not_finite == NOT_FINITE:
             kept = (f"--resume, from {self.args.out}/{self.name}.state of step {self.saved_step}, "
                     "which is intact, and" if self.saved_step else "to begin anew with")
-            raise InputError(f"{self.name}: the loss or its gradient was not finite in {NOT_FINITE} "
-                             f"steps in a row; try {kept} an --lr below {self.args.lr:g}")
+            raise InputError(f"{self.name}: the loss or its gradient was not finite in "
+                             f"{NOT_FINITE} steps in a row; try {kept} an --lr below "
+                             f"{self.args.lr:g}")
         return not not_finite
 
     def report(self, latent: Tensor, pixel: Tensor) -> None:
@@ -206,9 +208,9 @@ class Run:
         self.step += 1
         if self.not_finite:
             return
-        self.losses.append((latent.item(), pixel.item()))
         if not self.takes_part:
             return
+        self.losses.append((latent.item(), pixel.item()))
         # Saving and measuring follow the clock, so that they cost the same share of any training.
         now = time.monotonic() - self.began
         due = [now - self.saved > SAVE_EVERY,
@@ -224,7 +226,7 @@ class Run:
         return self.processes.rank == 0 or self.args.shard
 
     def agreed(self, values: list[float]) -> list[float]:
-        """What this process finds, the same in all that take part."""
+        """These values or, with --shard, the largest of all processes'."""
         return self.processes.agree(values) if self.args.shard else values
 
     def measure(self) -> None:
@@ -256,7 +258,7 @@ class Run:
         self.shown = time.monotonic() - self.began
 
     def keep(self, path: Path, **more: float) -> None:
-        """Writes the averaged weights, with their origin and what was last measured in the header."""
+        """Writes the averaged weights; their origin and what was last measured are in the header."""
         state = scaling.whole(self.average.module.state_dict(), self.processes.rank)
         if self.processes.rank == 0:
             last = self.metrics[-1] if self.metrics else {}
@@ -266,10 +268,10 @@ class Run:
                                  version=checkpoint.code_version(), **more)
 
     def save(self) -> None:
-        """Writes the weights, then what --resume needs beside the same options. What is random
-        follows from seed and step, so there is no random state to keep. A resumed training is exact
-        with --steps, wherever it was killed: the state decides, and weights that are newer are
-        written again. With --minutes learning rate and phases follow the clock."""
+        """Writes the weights, then the state for --resume, which needs the same options. What is
+        random follows from seed and step, so there is no random state to keep. With --steps a
+        resumed training is exact, wherever it was killed: it goes on from the state, even if the
+        weights are newer. With --minutes learning rate and phases follow the clock."""
         self.keep(self.args.out / f"{self.name}.safetensors")
         state = scaling.whole({
             "stage": self.stage.state_dict(), "average": self.average.state_dict(),

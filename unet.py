@@ -1,13 +1,13 @@
 """The network: Stable Video Diffusion's spatio-temporal UNet (arXiv 2311.15127).
 
 In: noisy latents with their condition channels (B*T, C_in, h, w) and, for each frame, one c_noise,
-one emotion vector and one audio token. Out: F of the preconditioned denoiser, (B*T, 4, h, w).
+one emotion vector and one audio embedding. Out: F of the preconditioned denoiser, (B*T, C, h, w).
 Each block processes every frame on its own, then mixes along time, and blends the two results by a
 learned scalar.
 
 Parameters are named as in the released checkpoint (after `model.diffusion_model.`).
-B clips, T frames a window, C channels, h x w latent pixels, D_c context width, E embedding width.
-Row b*T + t of a tensor (B*T, ...) is frame t of clip b.
+B windows of T frames, C channels, h x w latent pixels, D_c context width, E embedding width.
+Row b*T + t of a tensor (B*T, ...) is frame t of window b.
 """
 
 import math
@@ -30,7 +30,7 @@ class UNetConfig:
     num_res_blocks: int = 2
     attention_resolutions: tuple[int, ...] = (4, 2, 1)  # downsampling factors that have attention
     num_head_channels: int = 64
-    context_dim: int = 1024  # D_c, the width of an embedded audio token
+    context_dim: int = 1024  # D_c, the width of an audio embedding
     emotion_dim: int = 512  # width of the emotion vector; 0 in the interpolation stage
     num_groups: int = 32  # of GroupNorm
 
@@ -47,15 +47,15 @@ class UNetConfig:
 
 def sinusoid(values: Tensor, width: int) -> Tensor:
     """Sinusoidal features of any real numbers: (...) -> (..., width), cosines first, base 10000."""
-    # f_k = 10000^(-k / (width / 2)), k = 0 .. width / 2 - 1
+    # f_k = 10000^(-k / (width / 2)), k = 0 to width / 2 - 1
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=values.device) / half)
     angles = values[..., None].float() * frequencies  # (..., width / 2)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-# Tensors are kept channels-last in memory, (B*T, h, w, C). The frames of a clip lie one after the
-# other there, so that these two functions move nothing: they only rename the axes.
+# Tensors are kept channels-last in memory, (B*T, h, w, C). The frames of a window lie one after
+# another there, so that these two functions move nothing: they only rename the axes.
 
 def to_time(x: Tensor, frames: int) -> Tensor:
     """(B*T, C, h, w) -> (B, C, T, h*w)."""
@@ -187,7 +187,7 @@ def feed_forward(dim: int) -> nn.Module:
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the audio tokens and a feed-forward network. A temporal
+    """Self-attention, cross-attention to the audio embeddings and a feed-forward network. A temporal
     block has another such network in front."""
 
     def __init__(self, dim: int, context_dim: int, head_dim: int, temporal: bool = False):
@@ -204,13 +204,13 @@ class TransformerBlock(nn.Module):
         self.ff = feed_forward(dim)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B*s, n, C): a clip's s sequences of n, which are the pixels of each frame (s = T,
-        n = h*w) or, if temporal, the frames at each pixel; context (B, T, D_c), audio tokens."""
+        """x (B*s, n, C): a window's s sequences of n, which are the pixels of each frame (s = T,
+        n = h*w) or, if temporal, the frames at each pixel; context (B, T, D_c)."""
         if self.temporal:
             x = x + self.ff_in(self.norm_in(x))
         x = x + self.attn1(self.norm1(x))
-        # Every pixel of every frame attends to the same audio tokens, all T of the clip. So all of
-        # a clip's queries form one long sequence, and its keys and values are computed only once.
+        # Every pixel of every frame attends to the same T audio embeddings of its window. So all
+        # queries of a window form one long sequence; keys and values are computed only once.
         queries = self.norm2(x).reshape(len(context), -1, x.shape[-1])  # (B, s*n, C)
         x = x + self.attn2(queries, context).view_as(x)  # (B*s, n, C)
         return x + self.ff(self.norm3(x))
@@ -320,10 +320,10 @@ class UNet(nn.Module):
         self.zero_init()
 
     def zero_init(self) -> None:
-        """Sets the last layer of every residual branch to zero, as in SVD, so that the branch adds
-        nothing at first."""
-        # The temporal branches are among them: when time is added to a network that is trained on
-        # single images, it computes at first what it computed before.
+        """Sets last layers to zero, so that residual blocks and transformers add nothing at first,
+        and F is 0. Ours, not SVD's: also those inside of temporal transformers."""
+        # So the temporal half adds nothing at first: when it joins a network that is trained on
+        # single images, this goes on computing what it computed before.
         last = [self.out[2]]
         for module in self.modules():
             if isinstance(module, ResBlock):
@@ -341,13 +341,13 @@ class UNet(nn.Module):
                 frames: int | None) -> Tensor:
         """F(c_in x, c_noise, cond) of the denoiser.
 
-        x (B*T, C_in, h, w); c_noise (B*T,); context (B, T, D_c), one audio token a frame; emotion
+        x (B*T, C_in, h, w); c_noise (B*T,); context (B, T, D_c), one embedding a frame; emotion
         (B*T, emotion_dim), or None in the interpolation stage. frames = T; None runs the spatial
         half alone (`spatial_only`), on single frames, T = 1. Returns (B*T, out_channels, h, w).
         """
-        # Audio enters twice. As context, every frame attends to all T audio tokens of its clip. But
-        # these carry no position, so a frame learns which one is its own from the embedding:
-        #     e = MLP(sinusoid(c_noise)) + MLP([emotion ; own audio token])
+        # Audio enters twice. As context, every frame attends to all T audio embeddings. But these
+        # carry no position, so a frame learns which one is its own from another way in:
+        #     e = MLP(sinusoid(c_noise)) + MLP([emotion ; own audio embedding])
         own = context.flatten(0, 1)  # (B*T, D_c)
         label = own if emotion is None else torch.cat([emotion, own], dim=1)
         features = sinusoid(c_noise, self.config.model_channels).to(x.dtype)

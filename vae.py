@@ -30,8 +30,8 @@ class VAEConfig:
     quant_conv: bool = False              # some checkpoints have 1x1 convolutions at the latents
     post_quant_conv: bool = False
     scale_factor: float = 0.18215
-    latent_mean: tuple[float, ...] | None = None    # (C,); where given, these replace the factor
-    latent_std: tuple[float, ...] | None = None
+    latent_mean: tuple[float, ...] | None = None    # (C,); None: 0
+    latent_std: tuple[float, ...] | None = None     # (C,); None: 1 / scale_factor
 
     @classmethod
     def tiny(cls, size: int = 64) -> "VAEConfig":
@@ -63,7 +63,7 @@ class Posterior:
 # ---- Blocks. In all of them x is (B*T, C, h, w), clips one after the other; `frames` is T. ----
 
 def over_time(f: Callable[[Tensor], Tensor], x: Tensor, frames: int) -> Tensor:
-    """Applies f, which works on (B, C, T, h, w), to x (B*T, C, h, w)."""
+    """Applies f, which works on (B, C, T, h, w) or on single frames, to x (B*T, C, h, w)."""
     # Single frames need no time axis. They go as they are, channels-last, which a CPU does faster.
     if frames == 1:
         return f(x)
@@ -124,7 +124,7 @@ class ResBlock(nn.Module):
         return y.add_(self.nin_shortcut(x))
 
     def mix_time(self, x: Tensor, frames: int) -> Tensor:
-        """The temporal half, on the spatial half's result. (By then the block's input is free.)"""
+        """The temporal half, on the spatial half's result; apart from it, to free its input first."""
         if not self.temporal:
             return x
         # s * temporal + (1 - s) * spatial; in the diffusion network it is the other way round.
@@ -264,7 +264,8 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor, frames: int = 1) -> Tensor:
         """Unscaled latents (N, C, h, w), N = B*T, -> images (N, 3, H, W), not clipped. `frames` is
-        T; with 1, as in the released model, each frame is decoded on its own."""
+        T; with 1, as the released model does it, and all of this code but the parity tests, each
+        frame is decoded on its own."""
         return self.decoder(self.post_quant_conv(z), frames)
 
     # The networks above work on unscaled latents z, the diffusion models on scaled ones,
@@ -281,10 +282,10 @@ class VAE(nn.Module):
         mean, std = self._mean_std(z)
         return (z - mean) / std
 
-    def unscale(self, z: Tensor) -> Tensor:
+    def unscale(self, x: Tensor) -> Tensor:
         """Scaled latents (..., C, h, w) -> unscaled ones."""
-        mean, std = self._mean_std(z)
-        return z * std + mean
+        mean, std = self._mean_std(x)
+        return x * std + mean
 
     def to_latents(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Images (N, 3, H, W) in [-1, 1] -> scaled latents (N, C, h, w): the Gaussian's mean, or,
@@ -294,7 +295,7 @@ class VAE(nn.Module):
 
     def to_images(self, latents: Tensor, batch: int = 16) -> Tensor:
         """Scaled latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1], `batch` at a time."""
-        return torch.cat([self.decode(self.unscale(z)).clamp(-1, 1) for z in latents.split(batch)])
+        return torch.cat([self.decode(self.unscale(x)).clamp(-1, 1) for x in latents.split(batch)])
 
 
 def perceptual(vae: VAE, a: Tensor, b: Tensor) -> Tensor:
@@ -308,10 +309,9 @@ def perceptual(vae: VAE, a: Tensor, b: Tensor) -> Tensor:
 
 def brightness_error(vae: VAE, images: Tensor) -> Tensor:
     """How badly the autoencoder keeps each of the images (N, 3, H, W) in [-1, 1]: (N,). This is the
-    absolute error of brightness over fields of an eighth of the side, of which the mean is taken
-    over the worst 3 x 3 neighbours. Colours and edges suffer in pictures like those of training,
-    too, and only in other pictures does coarse brightness suffer. It is looked at where it is
-    worst, because a plain ground around a face is kept well whatever the face is."""
+    error of the mean brightness in each of 8 x 8 cells, averaged over 3 x 3 neighbouring cells where
+    it is worst. Colours and edges suffer in training faces, too; coarse brightness suffers only in
+    unfamiliar ones. The worst place counts, as a plain background is kept well around any face."""
     error = (vae.to_images(vae.to_latents(images)) - images).mean(1, keepdim=True)
     fields = F.adaptive_avg_pool2d(error, 8).abs()        # (N, 1, 8, 8)
     return F.avg_pool2d(fields, 3, stride=1).amax((1, 2, 3))

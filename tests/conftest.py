@@ -23,6 +23,14 @@ from tools.checkpoint import save_config, save_part
 from tools.media import write_video
 from unet import UNetConfig
 
+# What takes long comes first, so that the two processes end at about the same time.
+LONG = ("processes", "app", "training", "released", "sample", "weights", "bench", "keyface", "scaling")
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    names = [f"test_{name}" for name in LONG]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
 
 def small() -> Config:
     """The tiny model with smaller networks, for pictures of 32 x 32."""
@@ -42,6 +50,8 @@ def frozen(tmp_path_factory) -> Path:
     """A folder with the frozen parts and config.json only, whose keyframe windows are short."""
     folder, config = tmp_path_factory.mktemp("frozen"), small()
     config.keyframe.frames = 4
+    for stage in (config.keyframe, config.interp):  # one level and what is below it: fewer tensors
+        stage.unet = replace(stage.unet, channel_mult=(1,), attention_resolutions=())
     torch.manual_seed(0)
     model = KeyFace(config)
     out = model.vae.encoder.conv_out  # its second half is the log-variance: a little noise only

@@ -127,14 +127,15 @@ def make(page):
 
 
 def test_makes_a_film_that_plays_and_can_be_made_again(page, tmp_path, monkeypatch):
-    media.write_wav(tmp_path / "two.wav", np.sin(np.arange(32000) ** 1.2 / 99).astype(np.float32) / 4)
-    upload(page, "audio", tmp_path / "two.wav")
-    page.get_by_text("0:02").wait_for()
+    tone = np.sin(np.arange(16000) ** 1.2 / 99).astype(np.float32) / 4
+    media.write_wav(tmp_path / "one.wav", tone)
+    upload(page, "audio", tmp_path / "one.wav")
+    page.get_by_text("0:01").wait_for()
     make(page)
     video = page.locator("video").first
     video.wait_for()
     page.wait_for_function("v => v.readyState > 2", arg=video.element_handle())
-    assert video.evaluate("v => [v.duration, v.videoWidth, v.videoHeight]") == [2, 256, 256]
+    assert video.evaluate("v => [v.duration, v.videoWidth, v.videoHeight]") == [1, 256, 256]
     video.evaluate("v => v.play()")
     page.wait_for_function("v => v.currentTime > 0.2", arg=video.element_handle())
 
@@ -146,6 +147,7 @@ def test_makes_a_film_that_plays_and_can_be_made_again(page, tmp_path, monkeypat
 
 
 def test_another_emotion_makes_another_film(page):
+    """Than that of the test before."""
     cell = page.get_by_test_id("cell-0-1")
     cell.dblclick()
     cell.get_by_role("textbox").fill("sad")
@@ -187,7 +189,7 @@ def test_works_without_a_microphone(page):
 
 
 def test_nothing_comes_from_elsewhere(page, asked):
-    assert asked <= {"http://127.0.0.1", "blob:", "data:"}
+    assert "http://127.0.0.1" in asked <= {"http://127.0.0.1", "blob:", "data:"}
 
 
 def test_work_ends_with_the_browser(page, app):

@@ -16,7 +16,7 @@ CONFIGS = {"aligned": AudioConfig.tiny(),
                                          max_whole_seconds=0)}
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=CONFIGS, scope="module")
 def encoder(request):
     torch.manual_seed(0)
     return AudioEncoder(CONFIGS[request.param])

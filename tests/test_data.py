@@ -78,7 +78,7 @@ def test_latents_are_samples_of_the_posterior(cache, frozen):
     made, found = clips(cache, frozen), []
     for step in range(12):
         window = made.batch(4, step)
-        for i, (path, rows) in enumerate(window.rows_of):
+        for i, (path, rows) in enumerate(window.places):
             shard = load_file(path)
             mean, logvar = (shard[name][rows].float() for name in ("mean", "logvar"))
             found.append((window.latents[i] - mean) / torch.exp(0.5 * logvar))
@@ -90,7 +90,7 @@ def test_latents_are_samples_of_the_posterior(cache, frozen):
 def test_the_order_takes_every_clip_once_before_any_twice(cache, frozen):
     made = clips(cache, frozen)
     assert made.count == 4
-    seen = [path.name[0] for step in range(4) for path, _ in made.batch(2, step).rows_of]
+    seen = [path.name[0] for step in range(4) for path, _ in made.batch(2, step).places]
     assert Counter(seen[:4]) == Counter(seen[4:]) == Counter("1234")
     again, whole = clips(cache, frozen).batch(2, 3), made.batch(2, 3)
     assert torch.equal(again.latents, whole.latents)
@@ -100,11 +100,14 @@ def test_the_order_takes_every_clip_once_before_any_twice(cache, frozen):
     assert single.latents.shape == (3, 1, 4, 8, 8) and single.audio_tokens.shape[1] == 1
 
 
-def test_kinds_have_equal_weight(frozen, tmp_path):
-    folder = films(tmp_path / "films", [41, 42, 43, 44, 45], "  l  ")
-    prepare.prepare(prepare.Videos(folder, 32), tmp_path / "cache", frozen, workers=1)
-    made = clips(tmp_path / "cache", frozen)
-    seen = Counter(path.name[0] for step in range(6) for path, _ in made.batch(4, step).rows_of)
+def test_kinds_have_equal_weight(cache, frozen, tmp_path):
+    mine = Path(shutil.copytree(cache, tmp_path / "mine"))
+    manifest = json.loads((mine / "manifest.json").read_text())
+    [laugh] = [clip for clip in manifest["clips"] if "2.mp4" in clip["shard"]]
+    laugh["kind"] = "laugh"
+    (mine / "manifest.json").write_text(json.dumps(manifest))
+    made = clips(mine, frozen)
+    seen = Counter(path.name[0] for step in range(6) for path, _ in made.batch(4, step).places)
     assert seen["2"] == 12 and seen["1"] == seen["3"] == seen["4"] == 4
 
 
@@ -245,8 +248,9 @@ def test_odd_videos_are_read_as_they_are_shown_and_heard(tmp_path):
 
 def test_long_videos_become_several_clips(frozen, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "PIECE", 25)
-    prepare.prepare(prepare.Videos(films(tmp_path / "films", [16, 60]), 32), tmp_path / "cache",
-                    frozen, workers=1)
+    source = prepare.Videos(films(tmp_path / "films", [16, 60], " l"), 32)
+    manifest = prepare.prepare(source, tmp_path / "cache", frozen, workers=1)
+    assert [clip["kind"] for clip in manifest["clips"]] == [" ", "l", "l"]
     first, second = (load_file(tmp_path / f"cache/shards/1.mp4.00{i}.safetensors")
                      for i in range(2))
     assert len(first["emotion"]) == len(second["emotion"]) == 25  # the rest is too short
@@ -263,7 +267,7 @@ def test_the_drawn_world_writes_the_same_shards(frozen, tmp_path, monkeypatch):
     made = clips(tmp_path, frozen)
     entry = json.loads((tmp_path / "manifest.json").read_text())["clips"][0]
     window = made.batch(1, 0)
-    (path, rows), = window.rows_of
+    (path, rows), = window.places
     times = [entry["times"][row] for row in rows]
     assert np.diff(times).tolist() == [13, 13, 13]
     clip = world.make_clip(0, "train", 8, world.kind_of(0))
@@ -272,7 +276,7 @@ def test_the_drawn_world_writes_the_same_shards(frozen, tmp_path, monkeypatch):
     assert (shown - truth).abs().mean() < 0.02 < (shown - truth.roll(1, 0)).abs().mean()
     assert np.allclose(window.emotion[0], clip.emotion[times])
     interp = load_config(Config, frozen).interp
-    inner = Clips(tmp_path, "train", interp, lambda z: z, frozen).batch(1, 0).rows_of[0][1]
+    inner = Clips(tmp_path, "train", interp, lambda z: z, frozen).batch(1, 0).places[0][1]
     assert np.diff([entry["times"][row] for row in inner]).tolist() == [1] * 13
     with safe_open(path, "pt") as shard:
         assert shard.get_tensor("times").tolist().count(-1) == 2  # portraits

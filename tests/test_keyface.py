@@ -327,7 +327,7 @@ def test_every_frame_is_made_for_its_own_sound(dummy_first, average_shared):
     config = Config.tiny()
     config.dummy_first, config.average_shared = dummy_first, average_shared
     model = KeyFace(config)
-    for n in (1, 2, 13, 14, 15, 27, 28, 169, 170, 171, 182, 183, 184, 196, 339, 366, 1000):
+    for n in (1, 2, 13, 14, 15, 27, 28, 169, 170, 171, 182, 183, 184, 196, 339, 366):
         double = Numbered(n)
         frames, reports = double.film(model, steps=2)
         assert len(list(frames)) == n

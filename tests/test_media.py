@@ -134,9 +134,9 @@ def test_a_cut_off_film_is_used(folder, tmp_path, capsys):
 
 # ---------------------------------------------------------------------------------------- the clock
 
-@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
-@pytest.mark.parametrize("late", [0, 0.4, 1])
-@pytest.mark.parametrize("track", ["a", "v"])
+@pytest.mark.parametrize("ending, late, track", [
+    *((ending, late, track) for ending in ("mp4", "mkv", "ts")
+      for late, track in ((0, "a"), (0.4, "a"), (0.4, "v"))), ("mp4", 1, "a"), ("mp4", 1, "v")])
 def test_sound_and_pictures_share_a_clock(folder, tmp_path, capsys, ending, late, track):
     film, other = folder / "film.mp4", "v" if track == "a" else "a"
     path = ffmpeg("-i", film, "-itsoffset", str(late), "-i", film, "-map", f"0:{other}",

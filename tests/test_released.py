@@ -340,16 +340,16 @@ class Code:
         return print, ("code was run",)
 
 
-def swap(a: str, b: str):
-    def spoil(folder: Path) -> None:
-        (folder / a).write_bytes((folder / b).read_bytes())
+def other(file: str):
+    """Another published file takes the place of one."""
+    def spoil(path: Path, published: Path) -> None:
+        shutil.copyfile(published / file, path)
     return spoil
 
 
-def edit(file: str, change):
+def edit(change):
     """Changes the tensors of a published file."""
-    def spoil(folder: Path) -> None:
-        path = folder / file
+    def spoil(path: Path, _) -> None:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
             change(tensors)
@@ -361,15 +361,21 @@ def edit(file: str, change):
     return spoil
 
 
-def cut(file: str, keep: float):
-    def spoil(folder: Path) -> None:
-        data = (folder / file).read_bytes()
-        (folder / file).write_bytes(data[:int(len(data) * keep)])
+def cut(keep: float):
+    def spoil(path: Path, _) -> None:
+        data = path.read_bytes()
+        path.write_bytes(data[:int(len(data) * keep)])
     return spoil
+
+
+def holding(content: object):
+    return lambda path, _: torch.save(content, path)
 
 
 VAE_FILE = "vae/diffusion_pytorch_model.safetensors"
 KEYFRAME, INTERP = "checkpoints/keyframe.pt", "checkpoints/interpolation.pt"
+WAVLM = "checkpoints/WavLM-Base+.pt"
+PARTS = {KEYFRAME: "keyframe", INTERP: "interp", VAE_FILE: "vae", WAVLM: "wavlm"}
 OFFICIAL = "_forward_module.model.diffusion_model.time_embed."
 
 
@@ -379,56 +385,67 @@ def lose_seven(tensors: dict) -> None:
 
 
 WRONG = {
-    "the wrong stage": (swap(INTERP, KEYFRAME), "interpolation.pt: .* of keyframe .* of interp "),
-    "the wrong stage, the other way": (swap(KEYFRAME, INTERP), "of interp .* of keyframe"),
-    "missing": (edit(KEYFRAME, lambda t: t.pop(OFFICIAL + "0.bias")),
-                "missing: unet.time_embed.0.bias$"),
-    "seven": (edit(INTERP, lose_seven), "here; missing: .*to_q.weight, .* and 2 more$"),
-    "surplus": (edit(KEYFRAME, lambda t: t.update(new=torch.ones(1))), "not belonging: new$"),
-    "misshapen": (edit(KEYFRAME, lambda t: t.update({OFFICIAL + "0.bias": torch.ones(3)})),
-                  r"of another shape: unet.time_embed.0.bias \(3,\) for \(32,\)"),
-    "of a stage, for the ears": (swap("checkpoints/WavLM-Base+.pt", INTERP),
+    "the wrong stage": (KEYFRAME, other(INTERP), "keyframe.pt: .* of interp .* of keyframe "),
+    "the other way": (INTERP, other(KEYFRAME), "of keyframe .* of interp "),
+    "of a stage, for the ears": (WAVLM, other(INTERP),
                                  "a checkpoint of interp stands where one of wavlm belongs"),
-    "not finite": (edit(KEYFRAME, lambda t: t[OFFICIAL + "0.bias"].fill_(torch.nan)),
+    "missing": (KEYFRAME, edit(lambda t: t.pop(OFFICIAL + "0.bias")),
+                "missing: unet.time_embed.0.bias$"),
+    "seven": (INTERP, edit(lose_seven), "here; missing: .*to_q.weight, .* and 2 more$"),
+    "surplus": (KEYFRAME, edit(lambda t: t.update(new=torch.ones(1))), "not belonging: new$"),
+    "misshapen": (KEYFRAME, edit(lambda t: t.update({OFFICIAL + "0.bias": torch.ones(3)})),
+                  r"of another shape: unet.time_embed.0.bias \(3,\) for \(32,\)"),
+    "not finite": (KEYFRAME, edit(lambda t: t[OFFICIAL + "0.bias"].fill_(torch.nan)),
                    "keyframe.pt: unet.time_embed.0.bias holds values that are not finite"),
-    "whole numbers": (edit(INTERP, lambda t: t.update({OFFICIAL + "0.bias": torch.ones(
+    "whole numbers": (INTERP, edit(lambda t: t.update({OFFICIAL + "0.bias": torch.ones(
         32, dtype=torch.int)})), "interpolation.pt: unet.time_embed.0.bias holds torch.int32"),
-    "no shared decoder": (edit(VAE_FILE, lambda t: t["decoder.conv_out.weight"].mul_(2)),
-                          "not the autoencoder that .*keyframe.pt was trained with"),
-    "another autoencoder": (edit(VAE_FILE, lambda t: t.update(
-        {"post_quant_conv.bias": torch.ones(4)})), "not belonging: post_quant_conv.bias"),
-    "autoencoder without a layer": (edit(VAE_FILE, lambda t: t.pop("encoder.conv_out.weight")),
-                                    "missing: encoder.conv_out.weight; not belonging: quant_conv"),
-    "half a layer": (edit(VAE_FILE, lambda t: t.pop("quant_conv.bias")),
-                     "not belonging: quant_conv.weight$"),
-    "a layer too small": (edit(VAE_FILE, lambda t: t.update(
-        {"quant_conv.weight": torch.ones(3, 3, 1, 1)})), "not belonging: quant_conv"),
-    "an unknown block": (edit(VAE_FILE, lambda t: t.update(
-        {"decoder.up_blocks.x.bias": torch.ones(1)})), "not belonging: decoder.up.x.bias"),
-    "names that are none": (edit(KEYFRAME, lambda t: t.update({1: torch.ones(1)})), "no tensors"),
-    "a sparse tensor": (edit(KEYFRAME, lambda t: t.update(
+    "a sparse tensor": (KEYFRAME, edit(lambda t: t.update(
         {OFFICIAL + "0.bias": torch.ones(32).to_sparse()})), "bias holds .*sparse"),
-    "cut pickle": (cut(KEYFRAME, 0.6), "keyframe.pt: damaged or cut off"),
-    "cut old pickle": (cut("checkpoints/WavLM-Base+.pt", 0.6), "Base.*pt: damaged or cut off"),
-    "empty": (cut(KEYFRAME, 0), "keyframe.pt: damaged or cut off"),
-    "cut safetensors": (cut(VAE_FILE, 0.6), "model.safetensors: damaged or cut off"),
-    "code": (lambda folder: torch.save({"module": Code()}, folder / KEYFRAME), "refused.*print"),
-    "no tensors": (lambda folder: torch.save({"module": [1]}, folder / KEYFRAME), "no tensors"),
+    "names that are none": (KEYFRAME, edit(lambda t: t.update({1: torch.ones(1)})), "no tensors"),
+    "no shared decoder": (VAE_FILE, edit(lambda t: t["decoder.conv_out.weight"].mul_(2)),
+                          "not the autoencoder that .*keyframe.pt was trained with"),
+    "another autoencoder": (VAE_FILE, edit(lambda t: t.update(
+        {"post_quant_conv.bias": torch.ones(4)})), "not belonging: post_quant_conv.bias"),
+    "autoencoder without a layer": (VAE_FILE, edit(lambda t: t.pop("encoder.conv_out.weight")),
+                                    "missing: encoder.conv_out.weight; not belonging: quant_conv"),
+    "half a layer": (VAE_FILE, edit(lambda t: t.pop("quant_conv.bias")),
+                     "not belonging: quant_conv.weight$"),
+    "a layer too small": (VAE_FILE, edit(lambda t: t.update(
+        {"quant_conv.weight": torch.ones(3, 3, 1, 1)})), "not belonging: quant_conv"),
+    "an unknown block": (VAE_FILE, edit(lambda t: t.update(
+        {"decoder.up_blocks.x.bias": torch.ones(1)})), "not belonging: decoder.up.x.bias"),
+    "cut pickle": (KEYFRAME, cut(0.6), "keyframe.pt: damaged or cut off"),
+    "cut old pickle": (WAVLM, cut(0.6), "Base.*pt: damaged or cut off"),
+    "empty": (KEYFRAME, cut(0), "keyframe.pt: damaged or cut off"),
+    "cut safetensors": (VAE_FILE, cut(0.6), "model.safetensors: damaged or cut off"),
+    "code": (KEYFRAME, holding({"module": Code()}), "refused.*print"),
+    "no tensors": (KEYFRAME, holding({"module": [1]}), "no tensors"),
 }
+WHOLE = ("missing", "no shared decoder", "cut old pickle")  # through a conversion of all files
 
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_wrong_files(original, published, tmp_path, capsys, kind):
-    folder = tmp_path / "files"  # without the bad network, which can be absent
-    shutil.copytree(published, folder, ignore=shutil.ignore_patterns("interpolation_bad.pt"))
-    spoil, reason = WRONG[kind]
-    spoil(folder)
+    """Are refused with one line, without running code, and what was converted before is not used."""
+    (file, spoil, reason), folder = WRONG[kind], tmp_path / "files"
+    if kind in WHOLE:  # without the bad network, which can be absent
+        shutil.copytree(published, folder, ignore=shutil.ignore_patterns("interpolation_bad.pt"))
+    else:
+        (folder / file).parent.mkdir(parents=True)
+        shutil.copyfile(published / file, folder / file)
+    spoil(folder / file, published)
     with pytest.raises(InputError, match=reason) as caught:
-        released.convert(folder, tmp_path / "out", config=small())
+        if kind in WHOLE:
+            released.convert(folder, tmp_path / "out", config=small())
+        else:
+            part, path = PARTS[file], folder / file
+            tensors = released.translated(part, path, released.read(path))
+            released.check_tensors(path, original.parts()[part], tensors)
     assert "\n" not in str(caught.value)
     assert "code was run" not in capsys.readouterr().out
-    with pytest.raises(InputError, match="config.json"):  # half converted is not used
-        KeyFace.load(tmp_path / "out")
+    if kind in WHOLE:
+        with pytest.raises(InputError, match="config.json"):  # half converted is not used
+            KeyFace.load(tmp_path / "out")
 
 
 @pytest.mark.parametrize("spoil, reason", [

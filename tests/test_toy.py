@@ -91,7 +91,7 @@ def test_lips_close_and_lower_lip_meets_teeth():
 def test_splits_share_no_voice_and_no_content_word():
     rng = np.random.default_rng(0)
     said = {
-        split: " ".join(voices.random_sentence(rng, split) for _ in range(2000)).lower()
+        split: " ".join(voices.random_sentence(rng, split) for _ in range(700)).lower()
         for split in ("train", "test")
     }
     words = {split: set(re.findall("[a-z]+", text)) for split, text in said.items()}

@@ -48,10 +48,10 @@ def test_folder_is_whole_and_small(model):
 def test_the_face_is_kept_and_the_mouth_follows_the_sound(model):
     """Frames stay near the identity picture; the mouth moves with a voice, not without."""
     identity = read_image(ROOT / "assets" / "face.png", model.size)
-    wave = read_audio(ROOT / "assets" / "speech.flac")[:17280]
+    wave = read_audio(ROOT / "assets" / "speech.flac")[:8960]
     spoken, silent = (np.stack(list(model.animate(identity, sound, steps=5))).astype(np.float32)
                       for sound in (wave, np.zeros_like(wave)))
-    assert spoken.shape == (27, model.size, model.size, 3)
+    assert spoken.shape == (14, model.size, model.size, 3)
     assert np.abs(spoken - identity).mean() < 20  # of 255; 60 other people are 45 to 113 from it
     rows, columns = slice(36, 58), slice(18, 46)  # of 64: the mouth
     motion, stillness = (np.abs(np.diff(film[:, rows, columns], axis=0)).mean()
@@ -67,13 +67,13 @@ def test_half_precision_is_near(model, device):
     face = torch.from_numpy(read_image(ROOT / "assets" / "face.png", model.size))
     face = model.vae.to_latents(face.permute(2, 0, 1)[None] / 127.5 - 1)  # (1, 4, 16, 16)
     sound = model.audio(torch.from_numpy(read_audio(ROOT / "assets" / "speech.flac")[:35840]))
-    sigma = torch.tensor([0.1, 1.0, 10.0, 80.0])
-    noise = torch.randn(4, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.1, 80.0])
+    noise = torch.randn(2, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     x = face[:, None] + sigma.view(-1, 1, 1, 1, 1) * noise
-    tokens = sound[None, ::14].expand(4, -1, -1, -1).to(device)  # (4, 4, 2, 128)
-    for stage, known, emotion in ((model.keyframe, face, torch.ones(4, 4, 2, device=device)),
+    tokens = sound[None, ::14].expand(2, -1, -1, -1).to(device)  # (2, 4, 2, 128)
+    for stage, known, emotion in ((model.keyframe, face, torch.ones(2, 4, 2, device=device)),
                                (model.interp, torch.stack([face, -face], 1), None)):
-        known = known.expand(4, *known.shape[1:]).to(device)
+        known = known.expand(2, *known.shape[1:]).to(device)
         exact, *halves = (s.denoise(x.to(device), sigma.to(device),
                                     s.conditions(known, tokens, emotion))
                           for s in (copy.deepcopy(stage).to(device, t)
@@ -117,7 +117,7 @@ def test_low_memory_makes_the_same_film(model, monkeypatch):
             return images[-1]
 
         monkeypatch.setattr(each.vae, "decode", kept)
-        assert len(list(each.animate(identity, wave, "happy", steps=2))) == 27
+        assert len(list(each.animate(identity, wave, "happy", steps=1))) == 27
         films.append(torch.cat(images))
     assert set(worked) == watched
     assert (films[0] - films[1]).norm() < 1e-4 * films[0].norm()
@@ -149,7 +149,7 @@ def drawn(seed: int, size: int) -> np.ndarray:
 
 
 def test_no_held_out_drawing_is_strange(model):
-    for seed in range(25):
+    for seed in range(10):
         picture = drawn(seed, (64, 100, 128, 256, 333)[seed % 5])
         jpeg = io.BytesIO()
         Image.fromarray(picture).save(jpeg, "JPEG", quality=85)

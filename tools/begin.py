@@ -13,6 +13,7 @@ from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, replacin
 from tools.processes import Processes
 from vae import VAEConfig
 
+FROZEN = "vae", "wavlm", "beats"  # parts that the toy trainings make, before those of the stages
 CLIPS = 1200  # of the drawn world to learn from
 TIMES_SEEN = 36  # how often each clip of the drawn world is seen, about
 STEPS_A_MINUTE = 220  # on fast cores; only the number of clips to prepare follows from it
@@ -56,16 +57,18 @@ def options(argv: list[str] | None, description: str, minutes: float, batch: int
 def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
     """The model of `--out`, with its frozen parts read and both stages as initialised by --seed.
 
-    Rank 0 first makes --out a weights folder: config.json and the frozen parts of --init, of --out
-    itself, or of the shipped weights; of --init also the bad model of autoguidance, if it is there,
-    since a training that goes on from finished weights passes through no bad state. Raises InputError where parts are missing.
+    Rank 0 first makes --out a weights folder: config.json and the frozen parts of --init, or of --out
+    itself, or, where --out has none, of the shipped weights; of --init also the bad model of
+    autoguidance, if it is there, since a training that goes on from finished weights passes through
+    no bad state. Raises InputError where parts are missing.
     """
     pretrained.published(args, processes.rank == 0)
     if processes.rank == 0:
         make_folder(args.out)
         print(f"{args.out}: networks and clips are prepared first", flush=True)
         if not args.resume:
-            source, config = _find_frozen([args.init] if args.init else [args.out, WEIGHTS])
+            begun = any((args.out / f"{name}.safetensors").exists() for name in FROZEN)
+            source, config = _find_frozen(args.init or (args.out if begun else WEIGHTS))
             config = scaling.settled(config, source, args)
             bad = args.init and (args.init / "interp_bad.safetensors").exists()
             for name in config.frozen() + ["interp_bad"] * bool(bad):
@@ -78,21 +81,18 @@ def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
     return KeyFace.load_frozen(args.out)
 
 
-def _find_frozen(folders: list[Path]) -> tuple[Path, Config]:
-    """The first of some weights folders that has all frozen parts, and its config; one without
-    config.json (the toy trainings write parts alone) is tiny."""
-    problems = []
-    for folder in folders:
-        whole = (folder / "config.json").exists()
-        config = checkpoint.load_config(Config, folder) if whole else Config.tiny()
-        lacking = [f"{name}.safetensors" for name in config.frozen()
-                   if not (folder / f"{name}.safetensors").exists()]
-        if not lacking:
-            header = folder / "vae.safetensors"
-            # An autoencoder that was trained again has other statistics than config.json says.
-            if not whole or "config" in checkpoint.load_metadata(header):
-                config.vae = checkpoint.header_config(VAEConfig, header)
-            return folder, config
-        problems.append(f"{folder}: lacks {', '.join(lacking)}; run python -m toy.train_vae and "
-                        "python -m toy.train_encoders first, or give --init")
-    raise InputError(problems[0])
+def _find_frozen(folder: Path) -> tuple[Path, Config]:
+    """A weights folder that has all frozen parts, and its config; one without config.json (the toy
+    trainings write parts alone) is tiny. Raises InputError where parts are missing."""
+    whole = (folder / "config.json").exists()
+    config = checkpoint.load_config(Config, folder) if whole else Config.tiny()
+    lacking = [f"{name}.safetensors" for name in config.frozen()
+               if not (folder / f"{name}.safetensors").exists()]
+    if lacking:
+        raise InputError(f"{folder}: lacks {', '.join(lacking)}; run python -m toy.train_vae and "
+                         "python -m toy.train_encoders first, or give --init")
+    header = folder / "vae.safetensors"
+    # An autoencoder that was trained again has other statistics than config.json says.
+    if not whole or "config" in checkpoint.load_metadata(header):
+        config.vae = checkpoint.header_config(VAEConfig, header)
+    return folder, config
