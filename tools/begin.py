@@ -14,8 +14,8 @@ from tools.processes import Processes
 from vae import VAEConfig
 
 FROZEN = "vae", "wavlm", "beats"  # parts that the toy trainings make, before those of the stages
-CLIPS = 1200  # of the drawn world to learn from
-TIMES_SEEN = 36  # how often each clip of the drawn world is seen, about
+CLIPS = 2400  # of the drawn world to learn from
+TIMES_SEEN = 16  # how often each clip of the drawn world is seen, about
 STEPS_A_MINUTE = 220  # on fast cores; only the number of clips to prepare follows from it
 
 
