@@ -58,9 +58,10 @@ class AudioConfig:
     released sizes with our mapping; the released model's is `AudioConfig.full()`."""
 
     speech: str = "wavlm"  # or "wav2vec2"
-    # "aligned" (ours): an audio token stands for its own 20 ms (its half from BEATs for the 160 ms
-    # of a patch, which four frames share), and is computed in a chunk of a fixed grid, so that it does not depend on how long the recording is. "released": the whole
-    # recording is encoded at once, and in chunks only where it is longer than max_whole_seconds.
+    # "aligned" (ours): an audio token stands for its own 20 ms (BEATs' part of it for the 160 ms of
+    # a patch, which four frames share), and is computed in a chunk of a fixed grid, so that it does
+    # not depend on how long the recording is. "released": the whole recording is encoded at once,
+    # and in chunks only where it is longer than max_whole_seconds.
     mapping: str = "aligned"
     chunk_frames: int = 240  # video frames, 9.6 s
     overlap_frames: int = 40  # of neighbouring chunks, which are cut in the middle of it
@@ -120,7 +121,7 @@ def _mel_triangles() -> Tensor:
 
 
 def fbank(wave: Tensor) -> Tensor:
-    """Kaldi's log mel filterbank of audio in [-1, 1]: (B, L >= 400) -> (B, 1 + (L - 400) // 160, 128)."""
+    """Kaldi's log mel filterbank: audio in [-1, 1], (B, L >= 400) -> (B, 1 + (L - 400) // 160, 128)."""
     frames = (wave * 32768).unfold(-1, 400, 160)  # (B, n, 400): 25 ms every 10 ms
     frames = frames - frames.mean(-1, keepdim=True)
     # Pre-emphasis y[i] = x[i] - 0.97 x[i - 1] lifts the high frequencies.
@@ -131,8 +132,8 @@ def fbank(wave: Tensor) -> Tensor:
 
 
 class PositionalConv(nn.Module):
-    """Convolutional position embedding: GELU of a grouped convolution along the tokens, (B, n, C),
-    with weight normalisation: the weight is a direction and, for each of the kernel's taps, a norm."""
+    """Convolutional position embedding: GELU of a grouped convolution along the tokens, (B, n, C).
+    Weight normalisation: the weight is a direction and, for each of the kernel's taps, a norm."""
 
     def __init__(self, channels: int, kernel: int, groups: int):
         super().__init__()

@@ -53,7 +53,7 @@ class Windows:
         return Windows(*(tensor.to(device, kind) for tensor in tensors), self.places)
 
     def pictures(self, count: int, frame: int) -> Tensor:
-        """The pictures of frame number `frame` of the first P = `count` windows, read from the disk:
+        """The pictures of frame number `frame` of the first P = `count` windows, from the disk:
         (P, 3, H, W) in [-1, 1], on the latents' device."""
         pixels = []
         for path, places in self.places[:count]:
@@ -184,7 +184,7 @@ class Clips:
         # The identity frame is a portrait, or a frame of the clip outside the window's span if
         # possible: from a frame close to its targets the model would learn to copy mouth and
         # emotion instead of listening.
-        # (The autoregressive baseline gets the frame before; before frame 0 that is a portrait, -1.)
+        # (The autoregressive baseline gets the frame before; before frame 0 a portrait, -1.)
         others = ([i for i, t in enumerate(clip.times) if self.stage.chained and t == times[0] - 1]
                   or [i for i, t in enumerate(clip.times) if t < 0]
                   or [i for i, t in enumerate(clip.times) if not times[0] <= t <= times[-1]]
@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
         help="the square of all videos to use, in their pixels (default: the middle)")
     add("--speakers", metavar="PATTERN", help="regular expression that finds the speaker in a "
         "video's name: nobody is both learned from and held out")
-    add("--clips", type=number(int, 1, 10**7), default=1200, help="clips of the drawn world")
+    add("--clips", type=number(int, 1, 10**7), default=2400, help="clips of the drawn world")
     add("--workers", type=number(int, 1, 1000), default=min(os.cpu_count() or 1, 16),
         help="processes that work at a time")
     args = parser.parse_args(argv)

@@ -3,8 +3,8 @@
 EDM (arXiv 2206.00364) with v-prediction, as in Stable Video Diffusion. These are pure functions:
 the sampler knows a model only as a function guided(x, sigma) -> D.
 
-B windows (or segments) of T frames, C channels, h x w latent pixels. Latents are (B, T, C, h, w), noise
-levels sigma are (B,), in the sampler scalars. D is the denoiser and F the network inside it.
+B windows (or segments) of T frames, C channels, h x w latent pixels. Latents are (B, T, C, h, w),
+noise levels sigma are (B,), in the sampler scalars. D is the denoiser and F the network inside it.
 """
 
 import math

@@ -156,8 +156,8 @@ class KeyFace:
     def load(folder: str | Path, device: str = "cpu", low_memory: bool = False) -> "KeyFace":
         """Reads a weights folder: config.json and one safetensors file a part; interp_bad may be
         absent. (The published files are read by tools/released.py.) With `low_memory` parts are on
-        the device only while they work, and work on one segment or image at a time. Raises InputError
-        for a missing, damaged or mismatched file."""
+        the device only while they work, and work on one segment or image at a time. Raises
+        InputError for a missing, damaged or mismatched file."""
         folder = Path(folder)
         # On the meta device modules take no memory: the weights bring theirs along.
         with torch.device("meta"), fitting(folder / "config.json"):

@@ -105,7 +105,7 @@ class Config:
 
     @staticmethod
     def tiny(size: int = 64) -> "Config":
-        """Of 64 or 128 pixels, 2.5 million parameters a stage: trained in hours on two CPU cores."""
+        """Of 64 or 128 pixels, 2.5 million parameters a stage: trained in hours on two cores."""
         vae = VAEConfig.tiny(size)
         c = vae.z_channels
         common = {"audio_dim": 128, "latent_shape": (c, 16, 16), "condition_scale": 1.0,
@@ -146,8 +146,8 @@ class Conditions(NamedTuple):
 
     def keep(self, identity: Tensor, audio: Tensor) -> "Conditions":
         """Drops the identity (or both ends) and the audio where these (B,) are 0, and keeps them
-        where they are 1. The audio is zeroed after its embedding, so that the embedding's bias does not
-        remain. Emotion is never dropped."""
+        where they are 1. The audio is zeroed after its embedding, so that the embedding's bias
+        does not remain. Emotion is never dropped."""
         return self._replace(concat=self.concat * identity[:, None, None, None],
                              context=self.context * audio[:, None, None])
 
@@ -186,8 +186,8 @@ class Stage(nn.Module):
     def conditions(self, latents: Tensor, audio_tokens: Tensor,
                    emotion: Tensor | None = None) -> Conditions:
         """Embeds what is known (paper: conditioning). latents: scaled ones of the identity
-        (B, C, h, w), or of start and end (B, 2, C, h, w), which times `condition_scale` are z_id, or
-        z_s and z_e; audio_tokens (B, T, 2, D_a); emotion, for keyframes, valence and arousal
+        (B, C, h, w), or of start and end (B, 2, C, h, w), which times `condition_scale` are z_id,
+        or z_s and z_e; audio_tokens (B, T, 2, D_a); emotion, for keyframes, valence and arousal
         (B, T, 2) in [-1, 1]."""
         concat = latents.flatten(1, -3) * self.config.condition_scale  # (B, C or 2C, h, w)
         # A video frame lasts two audio tokens; their mean goes through one trained linear layer.
@@ -249,8 +249,7 @@ class Stage(nn.Module):
         """The training objective (paper: losses): latent loss and weighted pixel loss, two scalars.
 
         x0 (B, T, C, h, w) clean latents; latents, audio_tokens, emotion as in `conditions`. For
-        keyframes, pixels (P, 3, H, W): the true ones of frame number `frame` of the first P windows.
-        The pixel loss looks at one frame only, because decoding all 14 would not fit into memory.
+        keyframes, pixels (P, 3, H, W): the true ones of frame number `frame` of P windows. The pixel loss looks at one frame only, because decoding all 14 would not fit into memory.
         """
         c, sigma = self.config, draws.sigma
         known = self.conditions(latents, audio_tokens, emotion)
@@ -260,8 +259,8 @@ class Stage(nn.Module):
         latent = diffusion.latent_loss(denoised, x0, sigma, c.lambda_lower).mean()
         if pixels is None or not c.pixel_weight:
             return latent, torch.zeros_like(latent)
-        # L2 + LPIPS on the decoded frame. (tools/scaling.py sets LPIPS as `distance` from 256 pixels
-        # on; below, and without it, the features of the autoencoder's own encoder take its place.)
+        # L2 + LPIPS on the decoded frame. (tools/scaling.py sets LPIPS as `distance` from 256
+        # pixels on; below, and without it, the features of the autoencoder's own encoder take its place.)
         sigma = sigma[:len(pixels)]
         decoded = vae.to_images(denoised[:len(pixels), frame])  # (P, 3, H, W)
         distance = (diffusion.loss_weight(sigma) * self.distance(vae, decoded, pixels)).mean()

@@ -1,7 +1,7 @@
 """Trains stage 2, the interpolation between keyframes: `python train_interp.py --minutes 15`.
 
-It goes on from the interpolation weights of --init, or starts from the keyframe weights of --init or
-of --out. Several processes share each batch: `torchrun --nproc_per_node 2 train_interp.py`.
+It goes on from the interpolation weights of --init, or starts from the keyframe weights of --init
+or of --out. Several processes share each batch: `torchrun --nproc_per_node 2 train_interp.py`.
 """
 
 import sys
@@ -57,8 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         load_part(keyframes[0], model.keyframe)
         init_from_keyframes(stage, model.keyframe)
     elif not args.resume:
-        cli.warn("there are no keyframe weights to start from; run train_keyframe.py first, as from "
-                 "nothing interpolation ignores the audio for long")
+        cli.warn("there are no keyframe weights to start from; run train_keyframe.py first, as "
+                 "from nothing interpolation ignores the audio for long")
     # Weights that go on from finished ones are never under-trained again: they keep the bad model
     # that --init brought along.
     early_due = not (args.init and (args.init / "interp_bad.safetensors").exists())
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         draws = stage.draw((args.batch, *batch.latents.shape[1:])).rows(rows).to(processes.device)
         ends = batch.latents[:, [0, -1]]  # (B, 2, C, h, w)
 
-        # The loss, without a pixel loss, and its gradient; with --accumulate for parts of the batch.
+        # The loss, here without a pixel loss, and its gradient; with --accumulate part by part.
         optimizer.zero_grad(set_to_none=True)
         latent = 0.0
         for part in scaling.parts(args.accumulate, batch.latents, ends, batch.audio_tokens, None,

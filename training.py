@@ -124,8 +124,8 @@ def sheet(path: Path, model: KeyFace, stage: Stage, held_out: Windows) -> None:
 class Run:
     """One training from its first step to its last: the clock, the reports, what is saved.
 
-    Loops read `step`, `progress` (0 to 1) and `facts`, ask `go_on` before each step and `all_finite`
-    before the weights change, and call `report` after it. A run stops at the end of its time or
+    Loops read `step`, `progress` (0 to 1) and `facts`, ask `go_on` before each step and
+    `all_finite` before the weights change, and call `report` after it. A run stops at the end of its time or
     steps, or saves and stops at a signal. `facts` is what a script has to remember over --resume.
     """
 
@@ -258,7 +258,7 @@ class Run:
         self.shown = time.monotonic() - self.began
 
     def keep(self, path: Path, **more: float) -> None:
-        """Writes the averaged weights; their origin and what was last measured are in the header."""
+        """Writes the averaged weights, and in the header their origin and what was last measured."""
         state = scaling.whole(self.average.module.state_dict(), self.processes.rank)
         if self.processes.rank == 0:
             last = self.metrics[-1] if self.metrics else {}

@@ -187,8 +187,8 @@ def feed_forward(dim: int) -> nn.Module:
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the audio embeddings and a feed-forward network. A temporal
-    block has another such network in front."""
+    """Self-attention, cross-attention to the audio embeddings and a feed-forward network. A
+    temporal block has another such network in front."""
 
     def __init__(self, dim: int, context_dim: int, head_dim: int, temporal: bool = False):
         super().__init__()

@@ -56,8 +56,8 @@ class Posterior:
         return self.mean + self.std * noise
 
 
-# Diffusion on pixels would spend most of its work on texture that an eye hardly sees. So it works on
-# latents instead: the encoder halves the sides of a picture a few times and keeps a handful of
+# Diffusion on pixels would spend most of its work on texture that an eye hardly sees. So it works
+# on latents instead: the encoder halves the sides of a picture a few times and keeps a handful of
 # channels, and the decoder, which is trained to undo that, puts the texture back.
 
 # ---- Blocks. In all of them x is (B*T, C, h, w), clips one after the other; `frames` is T. ----
@@ -124,7 +124,7 @@ class ResBlock(nn.Module):
         return y.add_(self.nin_shortcut(x))
 
     def mix_time(self, x: Tensor, frames: int) -> Tensor:
-        """The temporal half, on the spatial half's result; apart from it, to free its input first."""
+        """The temporal half, on the spatial half's result; apart from it, to free its input."""
         if not self.temporal:
             return x
         # s * temporal + (1 - s) * spatial; in the diffusion network it is the other way round.
@@ -140,7 +140,7 @@ class Attention(nn.Module):
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Convolutions see a few pixels around. Here each pixel sees all of them, which is affordable
+        # Convolutions see a few pixels around. Here each pixel sees all of them, affordable
         # only at the latents' resolution: the cost grows with the square of their number.
         y = self.norm(x)
         q, k, v = (f(y).flatten(2).mT[:, None] for f in (self.q, self.k, self.v))   # (N, 1, h*w, C)
@@ -309,8 +309,8 @@ def perceptual(vae: VAE, a: Tensor, b: Tensor) -> Tensor:
 
 def brightness_error(vae: VAE, images: Tensor) -> Tensor:
     """How badly the autoencoder keeps each of the images (N, 3, H, W) in [-1, 1]: (N,). This is the
-    error of the mean brightness in each of 8 x 8 cells, averaged over 3 x 3 neighbouring cells where
-    it is worst. Colours and edges suffer in training faces, too; coarse brightness suffers only in
+    error of the mean brightness in each of 8 x 8 cells, averaged over 3 x 3 neighbouring cells
+    where it is worst. Colours and edges suffer in training faces, too; coarse brightness suffers only in
     unfamiliar ones. The worst place counts, as a plain background is kept well around any face."""
     error = (vae.to_images(vae.to_latents(images)) - images).mean(1, keepdim=True)
     fields = F.adaptive_avg_pool2d(error, 8).abs()        # (N, 1, 8, 8)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, it finds the project
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds the project
 
 from tools.checkpoint import read_json
 from tools.cli import HERE, InputError, Parser, run
@@ -57,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         line, = axes.plot(hours, values, marker="o", label=name)
         axes.fill_between(hours, low, high, alpha=.15, color=line.get_color(), linewidth=0)
     axes.set(xscale="log", xticks=hours, xticklabels=[f"{each:.1f}" for each in hours],
-             xlabel="core hours of training", ylim=(0, 1.02), ylabel="1 is perfect; shaded: 95 % intervals")
+             xlabel="core hours of training", ylim=(0, 1.02),
+             ylabel="1 is perfect; shaded: 95 % intervals")
     axes.minorticks_off()
     axes.legend(loc="lower right", fontsize="small")
     save_figure(args.out, figure, 120)

@@ -47,8 +47,9 @@ def sharpness(images: Tensor) -> Tensor:
 
 
 def inception() -> Callable[[Tensor], Tensor]:
-    """torchvision's Inception: pictures (n, 3, H, W) in [-1, 1] -> (n, 2048). Its weights are Google's for ImageNet, not those that
-    most FID figures are made with, so that figures compare with this command's alone."""
+    """torchvision's Inception: pictures (n, 3, H, W) in [-1, 1] -> (n, 2048). Its weights are
+    Google's for ImageNet, not those that most FID figures are made with, so that figures compare
+    with this command's alone."""
     path = Path(torch.hub.get_dir(), "checkpoints", PUBLISHED.rsplit("/", 1)[1])
     try:
         from torchvision.models import inception_v3

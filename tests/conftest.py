@@ -24,12 +24,13 @@ from tools.media import write_video
 from unet import UNetConfig
 
 # What takes long comes first, so that the two processes end at about the same time.
-LONG = ("processes", "app", "training", "released", "sample", "weights", "bench", "keyface", "scaling")
+LONG = ("processes", "app", "training", "released", "sample", "weights", "bench", "keyface",
+        "scaling")
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    names = [f"test_{name}" for name in LONG]
-    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+    names = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: names.get(item.path.stem, len(names)))
 
 
 def small() -> Config:
@@ -65,16 +66,17 @@ def frozen(tmp_path_factory) -> Path:
 
 def films(folder: Path, lengths: list[int], kinds: str = "") -> Path:
     """Videos 0.mp4, 1.mp4, ... whose frame t is grey of brightness 40 + 2 t, with valence t / 100
-    in a table that has a row every fifth frame and at the end, and the same kind throughout: a letter each."""
+    in a table that has a row every fifth frame and at the end, and the same kind throughout: a
+    letter each."""
     folder.mkdir(exist_ok=True)
     for number, n in enumerate(lengths):
         grey = (np.full((64, 64, 3), 40 + 2 * t, np.uint8) for t in range(n))
         tone = np.sin(np.arange(640 * n, dtype=np.float32) ** 1.2 / 99) / 4
         write_video(folder / f"{number}.mp4", grey, tone, 64)
         with open(folder / f"{number}.csv", "w", newline="") as file:
-            kind = kinds[number:number + 1]
+            kind, rows = kinds[number:number + 1], [*range(0, n - 1, 5), n - 1]
             csv.writer(file).writerows([["seconds", "valence", "arousal", "kind"],
-                                        *([t / 25, t / 100, -0.5, kind] for t in [*range(0, n - 1, 5), n - 1])])
+                                        *([t / 25, t / 100, -0.5, kind] for t in rows)])
     return folder
 
 
