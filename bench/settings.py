@@ -26,7 +26,7 @@ from tools.cli import WEIGHTS, number
 from tools.media import FPS, film_side, write_video
 from tools.stats import correlation
 from toy.evaluation.films import face_of, loaded, made, make_truth, workers
-from toy.evaluation.judges import JUDGED, Judges, closed_lips, to_tensor
+from toy.evaluation.judges import JUDGED, Judges, lip_limits, to_tensor
 from toy.voices import VISEME_CLASSES
 from toy.world import Clip, make_clip
 
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     config = loaded(args.weights).config
     judges = Judges.load(args.weights / "judges.safetensors")
-    closed = closed_lips(judges)
+    closed = lip_limits(judges, config.size)["closed below"]
     clips = [make_clip(SEEDS + i, "train", SECONDS, "speech") for i in range(args.clips)]
     long = make_clip(SEEDS - 1, "train", LONG, "speech")
 

@@ -32,16 +32,16 @@ from evaluation.lipreader import LipReader
 from evaluation.mouths import LEAST
 from evaluation.watch import Seen, inception, lip_features, watch
 from tools import frechet
-from tools.checkpoint import save_text
+from tools.checkpoint import read_json, save_text
 from tools.cli import WEIGHTS, InputError, Parser, make_folder, run, warn
 from tools.figures import write_confusion, write_seconds
 from tools.media import FPS, read_image, video_blocks, video_shape, videos_in
 from tools.stats import best_lag, bootstrap, correlation, counted, figure, show, slope, wilson
-from toy.evaluation.judges import SIZE, Judges, are_drawn, closed_lips, to_tensor
+from toy.evaluation.judges import SIZE, Judges, are_drawn, lip_limits, to_tensor
 from toy.vocalisations import KINDS
 
 COLUMNS = ("generated", "truth")
-BEGINNING, END = slice(10 * FPS), slice(-10 * FPS, None)       # ten seconds each
+TEN = 10 * FPS                            # frames
 HOP = 5                   # frames by which a window slides
 PART = 2 * FPS            # of a single video, values that are resampled together
 OPEN = 0.05               # opening over width of the lips from which a mouth is open
@@ -64,9 +64,9 @@ def paired(generated: Path, truth: Path | None) -> list[tuple[Path, Path | None]
     return [(ours[name], theirs[name]) for name in ours if name in theirs]
 
 
-def first_frame(path: Path) -> Tensor:
-    """(1, 3, SIZE, SIZE) in [-1, 1]."""
-    return to_tensor(next(video_blocks(path, SIZE, length=1)))
+def first_frame(path: Path, size: int = SIZE) -> Tensor:
+    """(1, 3, size, size) in [-1, 1]."""
+    return to_tensor(next(video_blocks(path, size, length=1)))
 
 
 def given_picture(path: Path, truth: Path | None) -> Tensor | None:
@@ -189,7 +189,8 @@ class Measured:
     def lip_leak(self) -> None:
         silent = [s.path for pair in self.pairs for s in pair
                   if s and s.opening is not None and s.loudness is not None and not s.loudness.any()]
-        closed = closed_lips(self.judges) if self.judges and silent else None
+        closed = silent and self.judges and lip_limits(
+            self.judges, read_json(WEIGHTS / "config.json")["size"])["closed below"]
 
         def leak(s: Seen, _) -> np.ndarray | float:
             limit = closed if s.points is None else OPEN
@@ -199,9 +200,11 @@ class Measured:
 
     def first_and_last(self, name: str, better: str, curve: str) -> None:
         self.along(name, {s.path: getattr(s, curve) for pair in self.pairs for s in pair if s})
-        for which, here in (("first", BEGINNING), ("last", END)):
-            self.row(f"{name}, {which} ten seconds", better,
-                     lambda s, _, here=here: getattr(s, curve)[here])
+        self.row(name, better, lambda s, _: getattr(s, curve))
+        for which, here in (("first", slice(TEN)), ("last", slice(-TEN, None))):
+            self.row(f"{name}, {which} ten seconds", better, lambda s, _, here=here: (
+                getattr(s, curve)[here] if len(s.sharpness) >= 2 * TEN else np.nan),
+                without="no video has twenty seconds")
 
     def vocalisations(self, picture: Path) -> None:
         """What is seen in videos whose names hold a vocalisation; draws what was taken for what."""
@@ -242,7 +245,8 @@ def options(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     paths = paired(args.generated, args.truth)
-    drawn = are_drawn(WEIGHTS, torch.cat([first_frame(path) for path, _ in paths[:9]]))
+    size = read_json(WEIGHTS / "config.json")["size"]
+    drawn = are_drawn(WEIGHTS, torch.cat([first_frame(path, size) for path, _ in paths[:9]]))
     if not drawn and "toy" in (args.lip_reader, args.features):
         warn("these faces look unlike the drawn ones that the toy judges know, so that what they say "
              "may mean nothing")

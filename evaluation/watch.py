@@ -80,8 +80,8 @@ def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Callab
             columns = [sharpness(images)[:, None]]
             if judges:
                 state, faces, features = judges.look(images)
-                picture = faces[0] if picture is None else picture
-                columns += [state, (faces @ picture)[:, None]]
+                likeness = faces @ picture if picture is not None else faces[:, 0] * np.nan
+                columns += [state, likeness[:, None]]
             if embed:
                 features = embed(images)
             rows = torch.cat(columns + [features] if judges or embed else columns, 1).numpy()

@@ -82,6 +82,7 @@ def test_lag_is_how_much_later_the_first_curve_is(rng, late):
     x = np.roll(y, late) + 0.05 * rng.normal(size=len(y))
     assert stats.best_lag(x[10:110], y[10:110]) == late
     assert np.isnan(stats.best_lag(np.zeros(100), y[10:110]))
+    assert np.isnan(stats.best_lag(y[10:110], np.zeros(100)))
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def seen(films, tmp_path_factory):
 def test_each_fault_moves_its_metric(seen):
     lips, late = "LipScore (toy)", "opening of the mouth, frames after the truth's"
     far, clips = "Frechet distance of frames", "Frechet distance of 16-frame clips"
-    likeness, sharp = "likeness, first ten seconds", "sharpness, first ten seconds"
+    likeness, sharp = "likeness", "sharpness"
     true = seen["truth"]
     assert true[lips] == pytest.approx(1, abs=1e-6)
     assert true[far] == pytest.approx(0, abs=1e-3) and true[clips] == pytest.approx(0, abs=1e-3)
@@ -101,7 +101,7 @@ def test_sharpness_of_waves():
 def test_the_command(films, tmp_path, capsys, monkeypatch):
     """On two folders: the table, the curves, a name that has no partner, a silent sound."""
     films.joinpath("truth", "alone.mp4").symlink_to(films / "truth" / "0.mp4")
-    monkeypatch.setattr(command, "closed_lips", lambda _: 0.5)
+    monkeypatch.setattr(command, "lip_limits", lambda *_: {"closed below": 0.5})
     out = tmp_path / "out"
     assert cli.run(command.main, [str(films / "frozen"), "--truth", str(films / "truth"),
                                   "--out", str(out)]) == 0
@@ -130,7 +130,8 @@ def test_what_is_no_drawn_face_is_left_out(tmp_path, capsys):
     for reason in ("LipScore: the faces are not drawn ones; give --lip-reader FILE.pth",
                    "give --features inception", "identity and NSV accuracy"):
         assert said.count(reason) == 1
-    assert "| sharpness, first ten seconds | as the truth | " in said
+    assert "| sharpness | as the truth | " in said
+    assert "- Left out: sharpness, last ten seconds: no video has twenty seconds." in said
 
 
 @pytest.mark.parametrize("given, line", [

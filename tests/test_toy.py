@@ -276,13 +276,15 @@ sys.exit(5 if name == "b" and first else 0)
               recipe.Phase("b", ("-c", script, "b", "--init", "DIR"), 100, 1, "b"))
     monkeypatch.setattr(recipe, "PHASES", phases)
     monkeypatch.setattr(recipe, "HOURS", 2)
-    words = ["--out", str(tmp_path), "--hours", "1"]
+    words = ["--out", str(tmp_path), "--processes", "1", "--hours", "1"]
     (tmp_path / "results").mkdir()
     (tmp_path / "results/evaluation.json").touch()
     with pytest.raises(cli.InputError, match="b ended with exit status 5"):
         recipe.main(words)
     recipe.main(words)
     recipe.main(words)
+    with pytest.raises(cli.InputError, match="a in .* is of another number of hours"):
+        recipe.main([*words[:-1], "2"])
     monkeypatch.setattr(recipe, "jaw", lambda folder: 0.75)
     recipe.main([*words, "--until-jaw", ".7"])
     with pytest.raises(cli.InputError, match="0.750 is less than 0.8"):
@@ -290,13 +292,16 @@ sys.exit(5 if name == "b" and first else 0)
     assert (tmp_path / "said").read_text().splitlines() == ["a 50", "b 50 init", "b 50 resume"]
     text = (tmp_path / "README.md").read_text()
     assert "| a | 50 |" in text and "dB 31.25" in text
+    (tmp_path / "recipe.json").unlink()
+    with pytest.raises(cli.InputError, match="holds a.safetensors, which no recipe made"):
+        recipe.main(words)
 
 
 def test_a_phase_that_knows_no_other_processes_is_alone(tmp_path):
     args = Namespace(processes=2, hours=1, out=tmp_path)
     assert "torch.distributed.run" in recipe.command(recipe.BEATS, args, begun=False)
     assert "torch.distributed.run" not in recipe.command(recipe.JUDGES, args, begun=False)
-    assert recipe.JUDGES.steps == sum(judges.STEPS.values())
+    assert recipe.steps(recipe.JUDGES, 1) == sum(judges.STEPS.values())
 
 
 def test_the_race_measures_films_by_their_jaw(monkeypatch):

@@ -21,8 +21,8 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def best_lag(x: np.ndarray, y: np.ndarray, reach: int = 8) -> float:
-    """Frames by which x (N,) comes after y (N,) where they agree most; nan if x stands still."""
-    if x.std() <= 1e-6:
+    """Frames by which x (N,) comes after y (N,) where they agree most; nan if one stands still."""
+    if x.std() <= 1e-6 or y.std() < 0.01:
         return np.nan
     n = len(x)
     fit = {lag: correlation(x[max(lag, 0):n + min(lag, 0)], y[max(-lag, 0):n - max(lag, 0)])

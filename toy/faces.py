@@ -26,6 +26,7 @@ TRAITS = ("skin", "undertone", "hair", "hair_shade", "cut", "volume", "fringe", 
           "lip_colour", "lip_fullness", "nose", "hue", "background", "clothes", "clothes_shade",
           "collar", "glasses", "frame", "beard", "freckles", "earrings", "mirror")
 IDENTITY_SIZE = len(TRAITS)
+SURROUNDINGS = ("hue", "background", "clothes", "clothes_shade", "collar")  # no part of the head
 
 ZOOM = 1.1            # how much closer the view is than the coordinates -1..1
 
@@ -69,6 +70,13 @@ CUTS = torch.tensor([
 def random_identity(rng: np.random.Generator) -> np.ndarray:
     """A new face (D,) float32, uniform in [0, 1]."""
     return rng.random(IDENTITY_SIZE, dtype=np.float32)
+
+
+def elsewhere(identity: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """The same heads (N, D), each before another background and in other clothes."""
+    found, places = identity.clone(), [TRAITS.index(name) for name in SURROUNDINGS]
+    found[:, places] = torch.rand(len(found), len(places), generator=generator)
+    return found
 
 
 # Shapes: signed distances; x, y (N, H, W), everything else broadcasts to it.

@@ -3,10 +3,14 @@
 A recipe is a list of phases: autoencoder, audio encoders, judges, keyframes, interpolation. At the
 end the weights are evaluated (`python -m toy.evaluation`, into DIR/results). Each phase is a
 command of this project that anybody can give by hand, for a number of steps that follows from
---hours. What is finished is written to DIR/recipe.json, so the same command goes on after any
-interruption, in the middle of a phase too (the judges begin anew). A finished phase needs only the
-weights folder that it leaves: it can be carried to another machine and continued there. The last
-lines of output are the weights' card, DIR/README.md.
+--hours; but the judges, who are to measure and not to be measured, always learn as long. What is
+finished is written to DIR/recipe.json, so the same command goes on after any interruption, in the
+middle of a phase too (the judges begin anew). A finished phase needs only the weights folder that it
+leaves: it can be carried to another machine and continued there. The last lines of output are the
+weights' card, DIR/README.md.
+
+Hours are those of processors (user and system), of a GPU those of the clock. What a phase took before
+it was killed is not counted; a signal ends it in good order.
 
 `--until-jaw .8` is a race: it says how many seconds the phases took by the clock, and whether in
 films of 20 validation clips the jaw then correlates with the truth so well. --hours is for you to
@@ -28,7 +32,8 @@ import numpy as np
 import torch
 
 from keyface import KeyFace
-from tools.checkpoint import code_version, load_metadata, read_json, save_text
+from tools.begin import CLIPS
+from tools.checkpoint import load_metadata, read_json, save_text
 from tools.cli import HERE, InputError, Parser, make_folder, number, remember_signals, run
 from tools.stats import correlation
 from toy.evaluation.films import face_of, make_film
@@ -50,13 +55,13 @@ class Phase:
     steps: int
     hours: float
     part: str  # the file of weights that it writes, and the name of its state for --resume
-    alone: bool = False  # it knows nothing of other processes
+    judging: bool = False  # whatever --hours, it has all its steps; and it knows no other processes
 
 
 AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 9000, 2.0, "vae")
 WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 9000, 2.1, "wavlm")
 BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 2500, .5, "beats")
-JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", alone=True)
+JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", judging=True)
 # Each network once more with half the rate and the windows in another order, from the average of
 # its weights. So no phase is longer than two hours of two cores.
 AGAIN = ("--init", "DIR", "--seed", "1")
@@ -68,15 +73,23 @@ BETWEEN_SLOWER = Phase("interpolation, slower", ("train_interp.py", *AGAIN, "--l
                        4000, 1.3, "interp")
 PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES, KEYFRAMES, KEYFRAMES_SLOWER, BETWEEN, BETWEEN_SLOWER)
 HOURS = sum(phase.hours for phase in PHASES)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- what was done so far: DIR/recipe.json --------------------------------------------------------
 
 
 def load_record(out: Path) -> dict:
-    """{phase: {"steps", "core_hours", "hours", "processes", "done", "version", "machine"}}."""
+    """{phase: {"steps", "core_hours", "hours", "processes", "done", "version", "machine", and at its
+    end "figures"}}. Raises InputError where `out` holds weights that no recipe made."""
     path = out / "recipe.json"
-    record = read_json(path) if path.exists() else {}
+    if not path.exists():
+        if found := [f"{each.part}.safetensors" for each in PHASES
+                     if (out / f"{each.part}.safetensors").exists()]:
+            raise InputError(f"--out: {out} holds {found[0]}, which no recipe made and this one would "
+                             "replace; give another folder")
+        return {}
+    record = read_json(path)
     if not isinstance(record, dict) or not all(isinstance(each, dict) for each in record.values()):
         raise InputError(f"{path}: not a record of this program; remove it to begin anew")
     return record
@@ -93,16 +106,21 @@ def machine() -> str:
     cpus = Path("/proc/cpuinfo")
     lines = cpus.read_text().splitlines() if cpus.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or 'a CPU'}"
+    return f"{CORES} cores of {names[0] if names else platform.processor() or 'a CPU'}"
 
 
 # ---- a phase --------------------------------------------------------------------------------------
 
 
+def steps(phase: Phase, hours: float) -> int:
+    """The steps of a phase in a recipe of so many core hours."""
+    return phase.steps if phase.judging else max(1, round(phase.steps * hours / HOURS))
+
+
 def command(phase: Phase, args: Namespace, begun: bool) -> list[str]:
     """The command of a phase, which goes on if it was `begun` and has kept its state."""
     launcher = [sys.executable]
-    if args.processes > 1 and not phase.alone:
+    if args.processes > 1 and not phase.judging:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
                      str(args.processes)]
     words = [word.replace("DIR", str(args.out)) for word in phase.words]
@@ -111,8 +129,9 @@ def command(phase: Phase, args: Namespace, begun: bool) -> list[str]:
             at = words.index("--init")
             del words[at:at + 2]
         words.append("--resume")
-    steps = max(1, round(phase.steps * args.hours / HOURS))
-    return [*launcher, *words, "--steps", str(steps), "--out", str(args.out)]
+    if phase.part in ("keyframe", "interp"):  # all learn from the same clips
+        words += ["--clips", str(max(32, round(CLIPS * min(1, args.hours / HOURS))))]
+    return [*launcher, *words, "--steps", str(steps(phase, args.hours)), "--out", str(args.out)]
 
 
 def wait(child: subprocess.Popen, signals: list[int]) -> int:
@@ -131,24 +150,29 @@ def work(phase: Phase, args: Namespace, record: dict, signals: list[int]) -> boo
     done. Raises InputError if the command failed by itself."""
     begun = phase.name in record
     words = command(phase, args, begun)
-    entry = record.setdefault(phase.name, {"core_hours": 0.0, "hours": 0.0})
-    processes = 1 if phase.alone else args.processes
-    entry |= {"done": False, "steps": int(words[words.index("--steps") + 1]),
-              "processes": processes, "version": code_version(), "machine": machine()}
+    entry = record.setdefault(phase.name, {"core_hours": 0.0, "hours": 0.0, "machine": machine()})
+    processes = 1 if phase.judging else args.processes
+    entry |= {"done": False, "steps": steps(phase, args.hours), "processes": processes}
+    if machine() not in entry["machine"]:
+        entry["machine"] += f" and {machine()}"
     if not begun:  # an earlier phase of the same part leaves its state, which is not this one's
         for left in args.out.glob(f"{phase.part}.state*"):
             left.unlink()
     save_record(args.out, record)
     print(f"\n== {phase.name}: {' '.join(words[1:])}", flush=True)
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    status = wait(subprocess.Popen(words, cwd=HERE, env={"OMP_NUM_THREADS": threads, **os.environ}),
-                  signals)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}  # threads that wait would count, too
+    status = wait(subprocess.Popen(words, cwd=HERE, env=environment), signals)
+    after, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - start
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if torch.cuda.is_available():
+        seconds = clock * processes
     entry["core_hours"] = round(entry["core_hours"] + seconds / 3600, 3)
-    entry["hours"] = round(entry["hours"] + (time.monotonic() - start) / 3600, 3)
-    entry["done"] = status == 0
+    entry["hours"] = round(entry["hours"] + clock / 3600, 3)
+    if status == 0:
+        header = load_metadata(args.out / f"{phase.part}.safetensors")
+        entry |= {"done": True, "version": json.loads(header.get("version", '""')),
+                  "figures": json.loads(header.get("figures", "{}"))}
     save_record(args.out, record)
     if status and not signals:
         raise InputError(f"{phase.name} ended with exit status {status}; what it said is above, and "
@@ -185,14 +209,15 @@ def card(out: Path, record: dict) -> str:
              "| --- | --- | --- | --- | --- | --- | --- |"]
     for phase in PHASES:
         if entry := record.get(phase.name):
-            figures = load_metadata(out / f"{phase.part}.safetensors").get("figures", "{}")
-            said = ", ".join(f"{name} {value:.4g}" for name, value in json.loads(figures).items())
+            said = ", ".join(f"{name} {value:.4g}" for name, value in entry.get("figures", {}).items())
             lines.append(f"| {phase.name} | {entry['steps']} | {entry['core_hours']:.2f} | "
                          f"{entry['hours']:.2f} | {entry['processes']} | {entry['version']} | "
                          f"{said} |")
     total = sum(entry["core_hours"] for entry in record.values())
     machines = sorted({entry["machine"] for entry in record.values()})
-    lines += ["", f"In all {total:.1f} core hours, on {' and '.join(machines)}."]
+    lines += ["", (f"In all {total:.1f} core hours, on {' and '.join(machines)}. The figures are of "
+                   "each training's own held-out material; results/evaluation.md, where it was not a "
+                   "race, has those of films.")]
     return "\n".join(lines) + "\n"
 
 
@@ -200,9 +225,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m toy.recipe", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="weights folder")
     parser.add_argument("--hours", type=number(float, .01, 10**4), default=HOURS, help="core hours "
-                        "of a machine like that of the shipped weights; default: what they took")
-    parser.add_argument("--processes", type=number(int, 1, 4), default=1,
-                        help="that share each batch, one a core or GPU: 1, 2 or 4")
+                        "of a machine like that of the shipped weights (default: about "
+                        f"{HOURS:.0f})")
+    units = torch.cuda.device_count() or CORES
+    parser.add_argument("--processes", type=int, choices=(1, 2, 4), help="that share each batch, one "
+                        "a core or GPU (default: as many as there are)",
+                        default=max(n for n in (1, 2, 4) if n <= max(1, units)))
     parser.add_argument("--until-jaw", type=number(float, 0, 1), metavar="R",
                         help="instead of the evaluation say whether the jaw's correlation is R")
     args = parser.parse_args(argv)
@@ -210,9 +238,15 @@ def main(argv: list[str] | None = None) -> None:
     make_folder(args.out)
     record, signals = load_record(args.out), remember_signals()
     for phase in PHASES:
-        if not record.get(phase.name, {}).get("done") and not work(phase, args, record, signals):
+        entry = record.get(phase.name)
+        if entry and entry["steps"] != steps(phase, args.hours):
+            raise InputError(f"--hours: {phase.name} in {args.out} is of another number of hours; give "
+                             "that again, or another --out")
+    for phase in PHASES:
+        if signals or not (record.get(phase.name, {}).get("done")
+                           or work(phase, args, record, signals)):
             return
-    if args.until_jaw:
+    if args.until_jaw is not None:
         seconds = 3600 * sum(entry["hours"] for entry in record.values())
         reached = jaw(args.out)
         print(f"jaw={reached:.3f} seconds={seconds:.0f} processes={args.processes}")

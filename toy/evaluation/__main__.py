@@ -40,7 +40,7 @@ from toy.evaluation.stats import (
     pooled_correlation,
     smeared,
 )
-from toy.faces import random_identity
+from toy.faces import elsewhere, random_identity
 from toy.train_vae import eyes, mouth, psnr
 from toy.voices import VISEME_CLASSES
 from toy.world import KINDS, Clip, frames, make_clip, to_bytes
@@ -325,12 +325,14 @@ def seconds_of_eight(model: KeyFace, seed: int) -> float:
 
 
 def gallery_of(judges: Judges, clips: list[Clip], size: int) -> np.ndarray:
-    """Embeddings (100, 64) of the clips' people, each in another pose, then of strangers."""
-    rng = np.random.default_rng(SPEECH_SEEDS)
-    strangers = [replace(clips[0], seed=i, identity=random_identity(rng))
-                 for i in range(GALLERY - len(clips))]
-    return np.stack([watch(judges, face_of(clip, size, 1)[None]).face
-                     for clip in clips + strangers])
+    """Embeddings (100, 64) of the clips' people, each in another pose and other clothes before
+    another background, then of strangers."""
+    rng, generator = np.random.default_rng(SPEECH_SEEDS), torch.Generator().manual_seed(0)
+    heads = [clip.identity for clip in clips]
+    heads += [random_identity(rng) for _ in range(GALLERY - len(clips))]
+    people = elsewhere(torch.from_numpy(np.stack(heads)), generator).numpy()
+    return np.stack([watch(judges, face_of(replace(clips[0], seed=i, identity=person), size, 1)[
+        None]).face for i, person in enumerate(people)])
 
 
 def openings(seen: dict[str, list[Seen]]) -> dict[str, list[np.ndarray]]:
@@ -357,8 +359,9 @@ def speech_facts(found: Material, seen: dict[str, list[Seen]], limits: dict[str,
         facts.append(f"Ceiling's eyes: left less right opening {apart:.3f}; irises (of eyes open "
                      f"more than {OPEN}) {colour:.1f} from the given picture's. Control: a stranger.")
     return facts + [
-        f"Closed lips: judged jaw below {limits['closed below']:.2f}, as in 95 % of drawn m, b, p.",
-        f"Open mouth: above {limits['open above']:.2f}, as in 95 % of drawn open vowels.",
+        f"Closed lips: judged jaw below {limits['closed below']:.2f}, as in 95 % of m, b, p drawn.",
+        f"Open mouth: above {limits['open above']:.2f}, as in 95 % of open vowels drawn.",
+        "Both limits are of other clips.",
         f"True jaws of clips paired as in the control correlate by {alike:.2f} (silence first).",
         "Curves are paired so that they correlate least.",
         "Root mean square error of the judges, drawn / decoded: " + ", ".join(
@@ -412,7 +415,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(processes)
     wall = seconds_of_eight(model, SPEECH_SEEDS + args.clips)
 
-    limits = lip_limits([s.states for s in watched.speech["drawn"]], found.speech)
+    limits = lip_limits(judges, model.size)
     gallery = gallery_of(judges, found.speech, model.size)
     rows = speech_rows(found.speech, found.given, watched.speech, gallery, limits)
     facts = speech_facts(found, watched.speech, limits)

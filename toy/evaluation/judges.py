@@ -33,7 +33,16 @@ from tools.checkpoint import (
     save_part,
 )
 from tools.cli import Parser, number, run
-from toy.faces import STATE, TRAITS, ZOOM, colours, draw, in_picture, random_identity
+from toy.faces import (
+    STATE,
+    TRAITS,
+    ZOOM,
+    colours,
+    draw,
+    elsewhere,
+    in_picture,
+    random_identity,
+)
 from toy.voices import VISEME_CLASSES
 from toy.world import EVENTS, KINDS, Clip, frames, make_clip
 from vae import VAE, VAEConfig, brightness_error
@@ -205,15 +214,6 @@ def iris(identity: Tensor) -> Tensor:
     return lab(colours(dict(zip(TRAITS, identity.unbind(1)))).iris)
 
 
-def lip_limits(states: list[np.ndarray], clips: list[Clip]) -> dict[str, float]:
-    """Where the judged jaw counts as closed, and as open: as in 95 % of the drawn frames of m, b, p
-    and of open vowels. `states` (N, 17) are what is judged of each drawn clip."""
-    jaws = np.concatenate([judged[:, JUDGED.index("jaw")] for judged in states])
-    visemes = np.array(VISEME_CLASSES)[np.concatenate([c.viseme for c in clips])]
-    return {"closed below": float(np.quantile(jaws[visemes == "m b p"], 0.95)),
-            "open above": float(np.quantile(jaws[visemes == "ah"], 0.05))}
-
-
 def load_vae(folder: Path) -> VAE:
     """The autoencoder that toy.train_vae wrote there, in the memory layout that is fastest here."""
     path = folder / "vae.safetensors"
@@ -224,19 +224,22 @@ def load_vae(folder: Path) -> VAE:
 
 @torch.inference_mode()
 def are_drawn(weights: Path, pictures: Tensor) -> bool:
-    """Whether most of the pictures (n, 3, H, W) are faces of this world, by what the autoencoder
-    in that folder makes of them: such as the judges can judge."""
+    """Whether most of the pictures (n, 3, H, W), of the size of the weights in that folder, are faces
+    of this world, by what its autoencoder makes of them: such as the judges can judge."""
     limit = header_number(weights / "vae.safetensors", "familiar_error")
-    pictures = at_size(pictures, load_config(Config, weights).size)
     return bool(brightness_error(load_vae(weights), pictures).median() <= limit)
 
 
 @torch.inference_mode()
-def closed_lips(judges: Judges, clips: int = 6) -> float:
-    """The judged jaw below which lips count as closed; see `lip_limits`."""
+def lip_limits(judges: Judges, size: int, clips: int = 16) -> dict[str, float]:
+    """Where the judged jaw counts as closed, and as open: as in 95 % of the frames of m, b, p and of
+    open vowels of clips of the test split, drawn `size` pixels wide."""
     made = [make_clip(TEST + i, "test", 4.0, "speech") for i in range(clips)]
-    states = [judges.states(frames(c, np.arange(len(c.state)), SIZE)).numpy() for c in made]
-    return lip_limits(states, made)["closed below"]
+    jaw = JUDGED.index("jaw")
+    jaws = torch.cat([judges.states(frames(c, np.arange(len(c.state)), size))[:, jaw] for c in made])
+    visemes = np.array(VISEME_CLASSES)[np.concatenate([c.viseme for c in made])]
+    return {"closed below": jaws[visemes == "m b p"].quantile(.95).item(),
+            "open above": jaws[visemes == "ah"].quantile(.05).item()}
 
 
 @torch.inference_mode()
@@ -289,12 +292,14 @@ def unequal_eyes(n: int) -> Tensor:
 def faces(vae: VAE, size: int, identity: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     """Faces of people (I, D) in states (I, 4, 17) -> pictures (I, 4, 3, size, size), the last two
     of each person after the autoencoder; the states with the mean of both eyes; truth of the eyes
-    (I, 4, 2, 4). Every other picture has unequal eyes."""
+    (I, 4, 2, 4). Every other picture has unequal eyes. Background and clothes are others in each, so
+    that nobody is known by them."""
     opening = states[..., EYE_OPEN, None].repeat(1, 1, 2)                   # (I, 4, 2)
     opening[:, ::2] = unequal_eyes(2 * len(states)).unflatten(0, (-1, 2))
     drawn, states = states.clone(), states.clone()
     drawn[..., EYE_OPEN], states[..., EYE_OPEN] = opening[..., 0], opening.mean(-1)
-    images = draw(identity.repeat_interleave(4, 0), drawn[..., :len(STATE)].flatten(0, 1), size,
+    images = draw(elsewhere(identity.repeat_interleave(4, 0)),
+                  drawn[..., :len(STATE)].flatten(0, 1), size,
                   opening[..., 1].flatten()).unflatten(0, (-1, 4))          # (I, 4, 3, h, w)
     images[:, 2:] = through(vae, images[:, 2:].flatten(0, 1)).unflatten(0, (-1, 2))
     colour = iris(identity)[:, None, None].expand(*opening.shape, 3)
@@ -435,7 +440,8 @@ def measure(judges: Judges, vae: VAE, size: int, speech: int, each: int
     states, probes, gallery = {name: [] for name in BOTH}, {name: [] for name in BOTH}, []
     for clip in clips:                      # one after the other, as all would not fit in memory
         drawn = frames(clip, np.arange(len(clip.state)), size)
-        gallery.append(judges.identity(drawn[:1]))
+        head = elsewhere(torch.from_numpy(clip.identity)[None])
+        gallery.append(judges.identity(draw(head, torch.from_numpy(clip.state[:1]), size)))
         for name, video in zip(BOTH, (drawn, through(vae, drawn))):
             states[name].append(judges.states(video))
             probes[name].append(judges.identity(video[-1:]))
