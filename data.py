@@ -6,7 +6,6 @@ and tells how a cache is laid out. `Clips` reads it. Only what a batch needs is 
 the disk, so memory does not grow with the hours of video.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -228,8 +227,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--speakers", metavar="PATTERN", help="regular expression that finds the speaker in a "
         "video's name: nobody is both learned from and held out")
     add("--clips", type=number(int, 1, 10**7), default=2400, help="clips of the drawn world")
-    add("--workers", type=number(int, 1, 1000), default=min(os.cpu_count() or 1, 16),
-        help="processes that work at a time")
+    add("--workers", type=number(int, 1, 1000), help="processes that work at a time (default: as "
+        "many as there are cores, at most 16, fewer for few videos)")
     args = parser.parse_args(argv)
     config = load_config(Config, args.init)
     if args.dir:

@@ -50,7 +50,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
                        "the video, NAME.sheet.png")
     sheet.add_argument("--no-sheet", action="store_true", help="write no contact sheet")
     words = sys.argv[1:] if argv is None else argv
-    for i, (option, value) in enumerate(pairwise(words)):
+    for i, (option, value) in reversed(list(enumerate(pairwise(words)))):
         if option in ("--emotion", "--crop") and value[:1] == "-" and value[:2] != "--":
             # "-0.8,-0.3" would be taken for an option.
             words = [*words[:i], f"{option}={value}", *words[i + 2:]]

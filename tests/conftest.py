@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from keyface import KeyFace
 from stage import Config
@@ -96,5 +96,5 @@ def numbered(cache: Path, folder: Path) -> Path:
     shard = load_file(path)
     shard["mean"] = torch.arange(60)[:, None, None, None].expand(60, 4, 8, 8).half().contiguous()
     shard["logvar"].fill_(-30)
-    save_file(shard, path)
+    save_part(path, shard, half=False)
     return folder

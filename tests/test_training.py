@@ -257,6 +257,9 @@ def test_folders_and_states_that_do_not_fit_are_refused(frozen, tmp_path, train)
     shutil.copy(frozen / "vae.safetensors", tmp_path / "begun")
     with pytest.raises(InputError, match="begun: lacks wavlm.safetensors, beats.safetensors; run"):
         train(train_keyframe, tmp_path / "begun")
+    (tmp_path / "begun" / "beats.safetensors").write_bytes(b"another")
+    with pytest.raises(InputError, match="beats.safetensors, which is another; give another --out"):
+        train(train_keyframe, tmp_path / "begun", f"--init={frozen}")
 
 
 def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, capsys):
@@ -317,8 +320,9 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 def test_what_killed_processes_left_is_removed(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    stay = [f".keyface.{os.getppid()}.1", ".keyface.mine.1", ".other"]  # a live one's; not ours
-    for name in (f".keyface.{dead.pid}.1", f".keyface.{os.getpid()}.1", *stay):
+    begin, end = f".keyface.{cli.HOST}", f"{dead.pid}.1"  # below: a live one's; not ours
+    stay = [f"{begin}.{os.getppid()}.1", f"{begin}.mine.1", ".other", f".keyface.elsewhere.{end}"]
+    for name in (f"{begin}.{end}", f"{begin}.{os.getpid()}.1", *stay):
         (tmp_path / name).mkdir()
     with cli.replacing(tmp_path / "a") as temporary:
         temporary.touch()

@@ -1,6 +1,7 @@
 """How a training begins, before there is anything to learn: its options and its weights folder."""
 
 import argparse
+import filecmp
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
             begun = any((args.out / f"{name}.safetensors").exists() for name in FROZEN)
             source, config = _find_frozen(args.init or (args.out if begun else WEIGHTS))
             config = scaling.settled(config, source, args)
+            if args.init and begun and args.init.resolve() != args.out.resolve():
+                _check_same(config.frozen(), args.init, args.out)
             bad = args.init and (args.init / "interp_bad.safetensors").exists()
             for name in config.frozen() + ["interp_bad"] * bool(bad):
                 if source.resolve() != args.out.resolve():
@@ -79,6 +82,16 @@ def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
     processes.wait()
     torch.manual_seed(args.seed)  # the same first weights in every process
     return KeyFace.load_frozen(args.out)
+
+
+def _check_same(names: list[str], source: Path, out: Path) -> None:
+    """Raises InputError where frozen parts of --out are others than those of --init, which would take
+    their place."""
+    for name in names:
+        ours, theirs = (folder / f"{name}.safetensors" for folder in (out, source))
+        if ours.exists() and theirs.exists() and not filecmp.cmp(ours, theirs, shallow=False):
+            raise InputError(f"--init: {theirs} would take the place of {ours}, which is another; "
+                             "give another --out")
 
 
 def _find_frozen(folder: Path) -> tuple[Path, Config]:

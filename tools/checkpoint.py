@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tools.cli import InputError, replacing, warn
+from tools.cli import InputError, explained, replacing, warn
 
 T = TypeVar("T")
 KEPT = 2                    # training states of each name, the newest and those before it
@@ -82,8 +82,8 @@ def load_config(cls: type[T], folder: str | Path) -> T:
     if not os.path.isdir(folder):  # (Path's own fails for long names)
         raise InputError(f"{folder}: no such folder; give one of weights, with config.json")
     if not path.is_file():
-        raise InputError(f"{path}: missing; give a folder that training has written, or one of the "
-                         "released model's files (see sample.py --list-weights)")
+        raise InputError(f"{path}: missing; give a folder that training has written, or make one of "
+                         "the published files with python -m tools.released")
     with fitting(path):
         return from_dict(cls, read_json(path), str(path))
 
@@ -302,7 +302,9 @@ def load_state(path: str | Path) -> dict:
             raise
         except FileNotFoundError:
             problems.append(f"{each} does not exist")
-        except Exception as error:  # noqa: BLE001 (damage has many names)
+        except Exception as error:
+            if explained(error):                # want of memory is none
+                raise
             problems.append(f"{each}: damaged, or not a training state of this program "
                             f"({type(error).__name__})")
         else:

@@ -111,8 +111,11 @@ def check_apart(inputs: dict[str, Path], outputs: dict[str, Path]) -> None:
     try:
         there = {option: Path(os.path.realpath(path)) for option, path in outputs.items()}
         for option, path in inputs.items():
-            if path.exists() and path.resolve() in there.values():
-                raise InputError(f"{option}: {path} would be overwritten; choose another --out")
+            for output, place in there.items():
+                if path.exists() and (path.resolve() == place or place.exists()
+                                      and path.samefile(place)):   # of other letters, on some disks
+                    raise InputError(f"{option}: {path} would be overwritten; choose another "
+                                     f"{output}")
     except (OSError, RuntimeError) as error:        # no right to look, a name too long, a loop
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{option} {path}: {reason}; give another file") from None
@@ -159,6 +162,8 @@ def make_folder(path: Path) -> None:
     Raises InputError if it cannot."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
@@ -167,16 +172,17 @@ def make_folder(path: Path) -> None:
 
 
 _unfinished: set[Path] = set()      # temporary folders, for an end by signal
+HOST = "".join(c for c in socket.gethostname() if c.isalnum())[:40]    # two may share a folder
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Removes the temporary folders that processes left in `folder` as they were killed. Those of
-    processes that live, as their names tell, stay."""
+    """Removes the temporary folders that processes of this machine left in `folder` as they were
+    killed. Those of processes that live, as their names tell, stay."""
     if os.name != "posix":          # elsewhere os.kill does not only ask
         return
-    for left in set(Path(os.path.realpath(folder)).glob(".keyface.*.*")) - _unfinished:
+    for left in set(Path(os.path.realpath(folder)).glob(f".keyface.{HOST}.*.*")) - _unfinished:
         try:
-            process = int(left.name.split(".")[2])
+            process = int(left.name.split(".")[-2])
             if process != os.getpid():
                 os.kill(process, 0)     # raises if there is none
                 continue
@@ -204,7 +210,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Where `path` is a link, its target is replaced. Raises OSError that names `path`.
     """
     target = Path(os.path.realpath(path))
-    folder = target.parent / f".keyface.{os.getpid()}.{secrets.token_hex(4)}"  # (names may be long)
+    name = f".keyface.{HOST}.{os.getpid()}.{secrets.token_hex(4)}"     # (names may be long)
+    folder = target.parent / name
     _unfinished.add(folder)         # before it is there: a signal may come at any time
     try:
         folder.mkdir(0o700)
@@ -218,8 +225,8 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):     # of a system that does not flush folders
             _flush(target.parent, os.O_RDONLY)
     except OSError as error:
-        if not error.strerror:                      # not the system's: it says already what failed
-            raise
+        if not error.strerror or error.filename and folder not in Path(error.filename).parents:
+            raise                                   # it says already what failed, or is of a source
         raise OSError(f"cannot write {path}: {error.strerror}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -266,6 +273,8 @@ def end_with_parent() -> None:
     """Called first in a worker process: it is not to outlive the process that started it."""
     def leave() -> None:
         parent_process().join()
+        for folder in tuple(_unfinished):
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=leave, daemon=True).start()
@@ -314,9 +323,9 @@ def _short_of_memory(said: str) -> str:
     line = "out of memory" + (f" ({', '.join(numbers)})" if numbers else "")
     if not re.search("CUDA|CUBLAS|CUDNN|HIP|MPS", said):
         return f"{line}; close other programs or use smaller --weights"
-    return (f"the GPU is {line}; close other programs that use it, or use --low-memory (the "
-            "released weights take 8 GB then, not 18), another GPU, --device cpu or smaller "
-            "--weights (--size changes nothing here)")
+    return (f"the GPU is {line}; close other programs that use it, take another GPU or smaller "
+            "weights; in sampling use --low-memory (the released weights take 8 GB then, not 18) or "
+            "--device cpu, in training --accumulate, --bf16 or --shard")
 
 
 def explained(error: BaseException) -> tuple[int, str] | None:

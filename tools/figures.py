@@ -47,7 +47,8 @@ def write_seconds(stem: Path, curves: dict[str, dict[Path, np.ndarray]], ours: s
     """Curves of videos, by what they show and by video, with a value a second: STEM.csv, a row for
     each second of each video, and STEM.png, a panel each, the true ones in black."""
     videos = sorted(ours | true)
-    with (replacing(stem.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file):
+    with (replacing(stem.with_suffix(".csv")) as temporary,
+          temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file):
         table = csv.writer(file)
         table.writerow(["video", "second", *curves])
         for video in videos:

@@ -307,7 +307,9 @@ def video_shape(path: Path | str) -> tuple[int, int, float]:
     path = Path(path)
     number = _tracks(path, "Video")[0].number
     said = _run_ffmpeg(path, [])[2].partition(f"Stream #{number}")[2].partition("Stream #")[0]
-    width, height = map(int, re.search(r" (\d+)x(\d+)[ ,]", said).groups())
+    if not (sides := re.search(r" (\d+)x(\d+)[ ,]", said)):
+        raise InputError(f"{path}: its pictures cannot be decoded; convert it to MP4")
+    width, height = map(int, sides.groups())
     rate = re.search(r"([\d.]+)(k?) (fps|tbr)", said)
     turned = re.search(r"rotation of (-?\d+)", said)
     if turned and int(turned[1]) % 180:
@@ -319,9 +321,13 @@ def videos_in(path: Path) -> dict[str, Path]:
     """The videos of a folder by their names without ending, or the one that is named."""
     if not path.is_dir():
         return {path.stem: path}
-    found = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in VIDEOS}
+    videos = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEOS
+                    and not p.name.startswith("."))
+    found = {p.stem: p for p in videos}
     if not found:
         raise InputError(f"{path}: holds no video; give a folder of {', '.join(VIDEOS)}")
+    if left := [p.name for p in videos if p not in found.values()]:
+        warn(f"{path}: {', '.join(left)} left out, beside videos of the same names")
     return found
 
 

@@ -34,7 +34,7 @@ STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "axes.edgecol
 def quote(file: str, first: str, last: str, root: Path = HERE) -> str:
     """The lines of root/file from the first that holds `first` to the next that holds `last`, as a
     block of Markdown. Raises InputError where there are none."""
-    lines = (root / file).read_text().splitlines()
+    lines = (root / file).read_text(encoding="utf-8").splitlines()
     start = next((i for i, line in enumerate(lines) if first in line), len(lines))
     stop = next((i for i in range(start, len(lines)) if last in lines[i]), None)
     if stop is None:

@@ -32,15 +32,14 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from emotion import emotion_curve
 from keyface import KeyFace
 from stage import Config
-from tools.checkpoint import load_config, save_text
-from tools.cli import InputError, crop, end_with_parent, make_folder, replacing
+from tools.checkpoint import load_config, save_part, save_text
+from tools.cli import InputError, crop, end_with_parent, make_folder
 from tools.media import FPS, VIDEOS, frame_count, read_audio, video_blocks
 
 VERSION = 1  # of all that is told above
@@ -105,7 +104,7 @@ class Videos:
             raise InputError(f"{folder}: no such folder; give one of videos")
         self.folder, self.size, self.square = folder, size, square
         self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS
-                            and not p.name.startswith("."))
+                            and p.is_file() and not p.name.startswith("."))
         if len(self.paths) < 2:
             raise InputError(f"{folder}: holds {len(self.paths) or 'no'} videos "
                              f"({', '.join(VIDEOS)}); give two or more, of which one is held out")
@@ -172,9 +171,11 @@ class Videos:
         return _sha(stat.st_size, stat.st_mtime_ns, self._beside(path), VERSION)
 
     def content(self, index: int) -> str:
+        digest = hashlib.sha256()
         with open(self.paths[index], "rb") as file:
-            return _sha(hashlib.file_digest(file, "sha256").hexdigest(),
-                        self._beside(self.paths[index]))
+            while block := file.read(2**20):
+                digest.update(block)
+        return _sha(digest.hexdigest(), self._beside(self.paths[index]))
 
     def pieces(self, index: int) -> Iterator[Piece]:
         path = self.paths[index]
@@ -249,7 +250,7 @@ class DrawnWorld:
     def _code(self) -> str:
         """All of the drawn world's code: another world makes other clips."""
         here = Path(__file__).resolve().parents[1] / "toy"
-        return _sha([(here / f"{name}.py").read_text()
+        return _sha([(here / f"{name}.py").read_text(encoding="utf-8")
                      for name in ("faces", "voices", "vocalisations", "world")])
 
     def key(self, index: int) -> str:
@@ -309,7 +310,9 @@ def fingerprint(weights: Path, config: Config) -> str:
     """SHA-256 of the frozen parts of a weights folder and of what else decides over shards."""
     found = hashlib.sha256(repr((config.size, config.audio, config.interp_audio)).encode())
     for name in config.frozen():
-        found.update((weights / f"{name}.safetensors").read_bytes())
+        if not (path := weights / f"{name}.safetensors").is_file():
+            raise InputError(f"{path}: no such file; give a folder that has it")
+        found.update(path.read_bytes())
     return found.hexdigest()
 
 
@@ -358,8 +361,7 @@ def _work(index: int) -> None:
                 continue
             path = f"shards/{source.name(index)}.{len(record['clips']):03d}.safetensors"
             make_folder((cache / path).parent)
-            with replacing(cache / path) as temporary:
-                save_file(encode(piece, model), temporary)
+            save_part(cache / path, encode(piece, model), half=False)
             all_there = piece.times == list(range(len(piece.emotion)))
             record["clips"].append({
                 "shard": path, "bytes": (cache / path).stat().st_size, "kind": piece.kind,
@@ -373,18 +375,19 @@ def _work(index: int) -> None:
 
 
 def prepare(source: Source, cache: Path, weights: Path,
-            workers: int = min(os.cpu_count() or 1, 16)) -> dict:
+            workers: int | None = None) -> dict:
     """Makes all clips of `source` that are not in the folder `cache` yet, by several processes and
     with a progress bar; returns the manifest. Where it is interrupted it goes on another time.
     Recordings that cannot be used are listed in the manifest. Raises InputError where none can,
-    OSError where a process is killed or the disk is full."""
+    OSError where the disk is full, BrokenExecutor where a process is killed."""
     config = load_config(Config, weights)
     made_with = fingerprint(weights, config)
     make_folder(cache)
     todo = [i for i in range(len(source)) if not _done(cache, source, i, made_with)]
     least = config.interp.frames + 1  # a window, and one frame more for the identity
     job = (source, cache, weights, made_with, least)
-    workers = min(workers, -(-len(todo) // 16))  # starting one takes seconds
+    # (Starting one takes seconds, in which others draw clips.)
+    workers = min(workers or min(os.cpu_count() or 1, 16, -(-len(todo) // 16)), len(todo))
     # (disable=None: no bar where the output is no terminal)
     with tqdm(desc="clips", total=len(source), initial=len(source) - len(todo),
               disable=None if todo else True) as bar:

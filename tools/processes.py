@@ -29,6 +29,8 @@ class Processes:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return Processes(0, 1, device)
         if gpus:
+            if local >= gpus:
+                raise InputError(f"--nproc_per_node: here are {gpus} GPUs; start as many processes")
             torch.cuda.set_device(device)
         # The others wait for rank 0 while it prepares the data, which may take hours.
         dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(days=1))

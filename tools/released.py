@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from keyface import Config, KeyFace
 from tools.checkpoint import check_names, check_same, check_values, save_config, save_part
-from tools.cli import InputError, Parser, make_folder, run
+from tools.cli import InputError, Parser, explained, make_folder, run
 
 # ---- the files --------------------------------------------------------------------------------
 
@@ -304,7 +304,9 @@ def read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # noqa: BLE001 (damaged ones raise nearly anything)
+    except Exception as error:
+        if explained(error):  # no right to read it, or too little memory
+            raise
         if more := re.search(r"[Uu]nsupported (?:\w+:? )?GLOBAL (\S+)", str(error)):
             raise InputError(f"{path}: refused, reading it would run code ({more[1]}): more than "
                              "tensors and plain values is in it") from None
