@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import small
 
-from tools import cli, frechet
+from tools import cli
 from tools.checkpoint import save_config
+from tools.stats import interval
 from toy.claims import __main__ as command
 from toy.claims import measure as measuring
 from toy.claims import sampled
@@ -93,10 +94,10 @@ def test_the_interval_of_a_distance_is_a_jackknifes():
     for k, t in ((2, 12.706), (8, 2.365)):
         x = RNG.normal(3, 2, k)
         without = (x.sum() - x) / (k - 1)
-        mean, low, high = frechet.interval(np.array([x.mean(), *without]))
+        mean, low, high = interval(np.array([x.mean(), *without]))
         reach = t * x.std(ddof=1) / np.sqrt(k)
         assert (low, high) == pytest.approx((mean - reach, mean + reach))
-    assert frechet.interval(np.array([3.0])) == (3, 3, 3)
+    assert interval(np.array([3.0])) == (3, 3, 3)
     both = [{"distance": [x.mean() + more, *(without + more)], "jaw": [0] * 8} for more in (1, 0)]
     seen = compare(both[:1], both[1:], "distance")
     assert (seen["value"], seen["low"], seen["high"]) == pytest.approx((1, 1, 1))

@@ -14,7 +14,7 @@ from evaluation import lipreader, mouths, watch
 from tools import cli, frechet
 from tools.cli import WEIGHTS
 from tools.media import FPS, video_shape, write_video
-from tools.stats import show, slope
+from tools.stats import STUDENT, show, slope
 from toy.evaluation.judges import SIZE, Judges, are_drawn, to_tensor
 from toy.faces import REST, STATE, draw, random_identity
 from toy.world import KINDS, frames, make_clip, to_bytes
@@ -161,8 +161,8 @@ def test_an_open_mouth_to_silence_leaks(tmp_path):
 
 
 def test_the_parts_of_a_single_video_are_resampled():
-    """Four of 0, 0, 1, 1 are all 0 or all 1 once in 16 times; of two videos these are resampled, and
-    of one value nothing is, so that no interval is shown."""
+    """As the mean of the four 0, 0, 1, 1, whose standard error is 1 / sqrt(12), by Student's t; of
+    two videos these are taken, and of one value nothing is, so that no interval is shown."""
     along = np.repeat([0.0, 0, 1, 1], command.PART)
     found = command.Measured([(None, None)], None)
     found.row("one", "higher", lambda *_: along)
@@ -171,8 +171,10 @@ def test_the_parts_of_a_single_video_are_resampled():
     found.row("two", "higher", lambda *_: along)
     one, value, two = (row["generated"] for row in found.rows)
     assert (one["value"], one["n"], two["value"], two["n"]) == (0.5, 1, 0.5, 2)
-    assert [one["low"], one["high"]] == [0, 1] and two["low"] == two["high"] == 0.5
-    assert show(one) == "0.5 (0 to 1)" and show(value) == "3"
+    reach = 3.182 / math.sqrt(12)
+    assert [one["low"], one["high"]] == pytest.approx([0.5 - reach, 0.5 + reach])
+    assert two["low"] == two["high"] == 0.5
+    assert show(one) == "0.5 (-0.419 to 1.42)" and show(value) == "3"
 
 
 def test_vocalisations_are_counted(tmp_path):
@@ -219,7 +221,7 @@ def test_frechet_distance():
 
 def test_students_t():
     """Within each of the numbers lie 95 % of its density, which is integrated here."""
-    for k, t in enumerate(frechet.STUDENT, 1):
+    for k, t in enumerate(STUDENT, 1):
         x = np.linspace(-t, t, 20001)
         density = (1 + x**2 / k) ** (-(k + 1) / 2)
         whole = math.gamma(k / 2) / math.gamma((k + 1) / 2) * math.sqrt(k * math.pi)

@@ -9,8 +9,7 @@ add up; the last entry is their number.
 
 import numpy as np
 
-# Student's t with 1 to 7 degrees of freedom lies with 95 % between minus and plus these.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)
+from tools.stats import interval
 
 
 def moments(features: np.ndarray) -> np.ndarray:
@@ -62,14 +61,6 @@ def jackknife(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
     k = min(8, len(a), len(b))
     return np.array([distance(sum(a), sum(b)), *(
         distance(sum(a) - sum(a[i::k]), sum(b) - sum(b[i::k])) for i in range(k) if k > 1)])
-
-
-def interval(found: np.ndarray) -> tuple[float, float, float]:
-    """A value and its 95 % interval, of what `jackknife` returned. An error that is estimated from
-    so few groups is itself uncertain, which Student's t allows for."""
-    k, (value, *without) = len(found) - 1, found
-    reach = STUDENT[k - 2] * np.sqrt((k - 1) * np.var(without)) if without else 0
-    return value, value - reach, value + reach
 
 
 def with_interval(a: list[np.ndarray], b: list[np.ndarray]) -> tuple[float, float, float]:

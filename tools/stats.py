@@ -7,6 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+# Student's t with 1 to 8 degrees of freedom lies with 95 % between minus and plus these.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)
+FEW = 10
+
 
 def share(sums: np.ndarray) -> np.ndarray:
     """(..., 2) of hits and chances, or of values and how many there are -> (...)."""
@@ -30,9 +34,24 @@ def best_lag(x: np.ndarray, y: np.ndarray, reach: int = 8) -> float:
     return max(fit, key=lambda lag: -2.0 if np.isnan(fit[lag]) else fit[lag])
 
 
+def interval(found: np.ndarray) -> tuple[float, float, float]:
+    """A value and its 95 % interval by the jackknife: of `found`, the value itself and then those
+    without one clip, or group of clips, each. An error that is estimated from so few is itself
+    uncertain, which Student's t allows for."""
+    k, (value, *without) = len(found) - 1, map(float, found)
+    reach = STUDENT[k - 2] * np.sqrt((k - 1) * np.var(without)) if k > 1 else 0
+    return value, value - reach, value + reach
+
+
 def bootstrap(per_clip: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = share,
               resamples: int = 5000) -> tuple[float, float, float]:
-    """`statistic` of the sum over clips of (n, k), and its 95 % interval with clips resampled."""
+    """`statistic` of the sum over clips of (n, k), and its 95 % interval with clips resampled; of
+    fewer than FEW clips, where that would be too narrow, by the jackknife."""
+    clips = per_clip[(per_clip != 0).any(1)]  # the others have nothing to say
+    if len(clips) < FEW:
+        total = clips.sum(0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return interval(np.array([statistic(total), *(statistic(total - clip) for clip in clips)]))
     n = len(per_clip)
     times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), resamples)   # (R, n)
     with np.errstate(invalid="ignore", divide="ignore"):

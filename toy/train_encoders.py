@@ -30,7 +30,9 @@ from tools.cli import InputError, Parser, make_folder, number, remember_signals,
 from tools.media import FRAME_SAMPLES
 from tools.muon import Muon
 from tools.processes import Processes
+from tools.stats import correlation
 from toy.faces import STATE
+from toy.readout import read, ridge
 from toy.voices import PHONEMES, VISEME_CLASSES
 from toy.world import EVENTS, Clip, kind_of, make_clip
 
@@ -203,10 +205,6 @@ def fit(name: str, objective: Objective, clips: int, chunk: int, steps: int, lr:
     objective.cpu()
 
 
-def correlation(a: Tensor, b: Tensor) -> float:
-    return torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1].item()
-
-
 def share(right: Tensor) -> float:
     return right.double().mean().item()
 
@@ -214,7 +212,8 @@ def share(right: Tensor) -> float:
 @torch.no_grad()
 def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Clip],
              unheard: list[Clip]) -> dict[str, float]:
-    """What the frozen encoders tell of whole unheard clips, the mouth by a linear read-out."""
+    """What the frozen encoders, as far as `heads` are of them, tell of whole unheard clips; the mouth
+    by a linear read-out."""
     def tokens_of(some: list[Clip]) -> Tensor:
         waves = (torch.from_numpy(clip.wave).float() for clip in some)
         return torch.cat([encoder(wave) for wave in waves])  # (N, 2, D)
@@ -222,10 +221,8 @@ def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Cli
     def all_of(name: str, some: list[Clip]) -> Tensor:
         return torch.cat([torch.from_numpy(getattr(clip, name)) for clip in some])
 
-    def with_bias(tokens: Tensor) -> Tensor:
-        return F.pad(tokens.mean(1), (0, 1), value=1).double()  # (N, D + 1)
-
     width, tokens = encoder.config.wavlm.hidden_size, tokens_of(unheard)
+    own = slice(0 if "wavlm" in heads else width, None if "beats" in heads else width)
     phoneme, event, state = (all_of(name, unheard) for name in ("phoneme", "event", "state"))
     speech = event <= EVENTS.index("speech")
     figures = {}
@@ -241,15 +238,13 @@ def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Cli
         right = heads["beats"](tokens[None, ..., width:])[0].argmax(-1) == event
         figures |= {"events right, frames": share(right),
                     "vocalisations right": share(right[~speech])}
-    x = with_bias(tokens_of(clips))
-    ridge = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1]),
-                               x.T @ all_of("state", clips).double())  # (D + 1, S)
-    read = with_bias(tokens) @ ridge
+    weight = ridge(tokens_of(clips)[..., own].mean(1), all_of("state", clips))  # (D + 1, S)
+    mouth = read(tokens[..., own].mean(1), weight)
     for name in ("jaw", "width", "rounding"):
         column = STATE.index(name)
-        figures[f"correlation of {name}"] = correlation(read[:, column], state[:, column])
-        figures[f"correlation of {name}, speech"] = correlation(read[speech, column],
-                                                                state[speech, column])
+        x, y = (each[:, column].numpy() for each in (mouth, state))
+        figures[f"correlation of {name}"] = correlation(x, y)
+        figures[f"correlation of {name}, speech"] = correlation(x[speech], y[speech])
     return figures
 
 

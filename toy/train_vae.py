@@ -47,7 +47,7 @@ from vae import VAE, VAEConfig, brightness_error
 LR, WARM_UP, BATCH, KL = 1e-3, 240, 4, 2e-4
 AT_MOUTH, AT_EYES = 3.0, 3.0  # how much more errors weigh there
 REPORT_EVERY, SAVE_EVERY = 120, 300  # seconds
-HELD_OUT = 10_000_000         # seeds from here on are people who never occur in training
+HELD_OUT = 10_000_000         # seeds about here are people who never occur in training
 
 
 def random_states(rng: np.random.Generator, n: int) -> np.ndarray:

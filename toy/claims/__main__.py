@@ -16,8 +16,9 @@ from stage import Config
 from tools import cli
 from tools.checkpoint import load_config, read_json, save_text
 from tools.cli import WEIGHTS, InputError, number
+from tools.stats import FEW
 from toy.claims import sampled, trained
-from toy.claims.measure import FEW, Claim, Kept, markdown
+from toy.claims.measure import Claim, Kept, markdown
 
 CLAIMS = {claim.name: claim for claim in (*sampled.CLAIMS, *trained.CLAIMS)}
 
@@ -85,8 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     load_config(Config, args.weights)                      # else a mistake is told only much later
     cli.make_folder(args.out)
     if args.clips < FEW:
-        cli.warn(f"--clips {args.clips}: of fewer than {FEW} films intervals come out too narrow, "
-                 "and verdicts too certain")
+        cli.warn(f"--clips {args.clips}: fewer than {FEW} films tell little; intervals are wide")
     for name in args.names or CLAIMS:
         kept = Kept(args.out / f"{name}.json", args.weights, args.clips)
         if args.names or not kept.finished:

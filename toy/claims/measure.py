@@ -23,7 +23,7 @@ from evaluation.watch import sharpness
 from tools import frechet
 from tools.checkpoint import read_json, save_text
 from tools.media import FPS
-from tools.stats import bootstrap, correlation, counted, figure, show
+from tools.stats import bootstrap, correlation, counted, figure, interval, show
 from toy.evaluation.films import face_of, loaded, made, make_truth, workers
 from toy.evaluation.judges import JUDGED, Judges, to_tensor
 from toy.evaluation.stats import smeared
@@ -32,7 +32,6 @@ from toy.world import Clip, make_clip
 
 SPEECH_SEEDS, OTHER_SEEDS = 77_000_000, 78_000_000         # that nothing else looks at
 SPEECH, OTHER = 4.0, 3.0                                   # seconds of a clip
-FEW = 10                                                   # films; fewer make intervals too narrow
 REPRODUCED, NOT, NONE = "reproduced", "not reproduced", "no difference seen"
 # What `measure` finds of each clip and which way is better.
 BETTER = {"jaw": "higher", "width": "higher", "rounding": "higher", "LipScore": "higher",
@@ -224,7 +223,7 @@ def compare(ours: list[dict], theirs: list[dict], name: str) -> dict:
                                                                      np.float64)
     mean = apart.mean(0)                                   # (clips,)
     if name == "distance":                                 # the whole, then parts left out
-        found, n = frechet.interval(mean), len(ours[0]["jaw"])
+        found, n = interval(mean), len(ours[0]["jaw"])
         each = apart[:, 0]
     else:
         found, n = bootstrap(counted(mean)), int((~np.isnan(mean)).sum())

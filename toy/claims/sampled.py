@@ -20,9 +20,8 @@ from tools import frechet
 from tools.cli import InputError
 from tools.figures import keep, save_figure
 from tools.media import FPS, frame_count
-from tools.stats import bootstrap, correlation, counted, figure, show, slope, wilson
+from tools.stats import FEW, bootstrap, correlation, counted, figure, show, slope, wilson
 from toy.claims.measure import (
-    FEW,
     NONE,
     NOT,
     REPRODUCED,

@@ -481,7 +481,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{4 * len(lessons.frames)} faces, {len(lessons.clips)} clips:"
           f" {time.monotonic() - start:.0f} s", flush=True)
     train(judges, lessons, share)
-    judges.eval()
+    judges.eval().half().float()  # they are measured as they are kept
     report, eyes = measure(judges, vae, size, 14, 2), measure_eyes(judges, vae, size, 100)
     report = {name: report[name] | eyes[name] for name in BOTH}
     figures = {name: round(report["decoded"][name], 4) for name in FIGURES}
