@@ -2,7 +2,7 @@
 
 Choose a face, a sound, emotions along time and the settings of the sampler, watch
 `keyface.KeyFace.animate` make the film, and copy the lines that make the same one without the page.
-One film is made at a time. Nothing is fetched from the network, and nothing is sent there.
+One film is made at a time. The released weights, if chosen, are downloaded; nothing is sent.
 """
 
 import os

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
 
-from tools.cli import COMMENT, replacing
+from tools.cli import COMMENT, InputError, replacing
 from tools.media import FPS, SAMPLE_RATE
 
 
@@ -96,11 +96,16 @@ def tiles(images: list[np.ndarray], columns: int = 7, side: int = 128) -> np.nda
 
 
 def load_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a CSV of numbers; none where there is no such file."""
+    """The rows of a CSV of numbers with a "step"; none where there is no such file. Raises InputError
+    for another one."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        try:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+            return sorted(rows, key=lambda row: row["step"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(f"{path}: not as the training wrote it; remove it") from None
 
 
 def tensorboard(folder: Path, step: int):

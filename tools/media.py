@@ -1,4 +1,4 @@
-"""Pictures, sound and video in and out, and how errors from outside reach a user.
+"""Pictures, sound and video, in and out.
 
 All but still pictures goes through the ffmpeg binary that `imageio-ffmpeg` ships. Pictures are
 (H, W, 3) uint8 RGB, sound is (L,) float32 in [-1, 1] at 16 kHz, video has 25 frames a second: one
@@ -200,6 +200,8 @@ def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
             notes.append("its sound is silent throughout")
     if not np.isfinite(wave).all():
         raise InputError(f"{source}: holds samples that are not finite; clean or convert it")
+    if np.abs(wave).max() > 2:
+        notes.append("louder than 1 and cut off there; divide whole numbers by their largest")
     if notes:
         warn(f"{source}: {'; '.join(notes)}")
     return wave.clip(-1, 1)

@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -332,27 +332,33 @@ def _done(cache: Path, source: Source, index: int, made_with: str) -> dict | Non
     return None
 
 
-_job: tuple[Source, Path, Path, str, KeyFace, int] | None = None  # a worker's
+_job: tuple[Source, Path, Path, str, int] | None = None  # a worker's
 
 
-def _begin(source: Source, cache: Path, weights: Path, made_with: str, least: int,
-           worker: bool = True) -> None:
-    """What a worker process does first: it reads the frozen networks."""
+def _begin(*job: object, worker: bool = True) -> None:
+    """What a worker process does first."""
     global _job
     if worker:
         end_with_parent()
         torch.set_num_threads(1)
+    _job = job
+
+
+@lru_cache(1)
+def _frozen(weights: Path, made_with: str) -> KeyFace:
+    """The frozen networks, whose fingerprint is `made_with`, on a GPU if there is one."""
     model = KeyFace.load_frozen(weights)
     if torch.cuda.is_available():
         device = f"cuda:{os.getpid() % torch.cuda.device_count()}"
         for name in model.config.frozen():
             model.parts()[name].to(device)
-    _job = source, cache, weights, made_with, model, least
+    return model
 
 
 def _work(index: int) -> None:
     """Makes the shards of one recording, and when they are there its record."""
-    source, cache, _, made_with, model, least = _job
+    source, cache, weights, made_with, least = _job
+    model = _frozen(weights, made_with)
     record = {"name": source.name(index), "key": _sha(source.key(index), made_with),
               "sha256": source.content(index), "clips": []}
     try:
@@ -360,7 +366,7 @@ def _work(index: int) -> None:
             if len(piece.emotion) < least:
                 continue
             path = f"shards/{source.name(index)}.{len(record['clips']):03d}.safetensors"
-            make_folder((cache / path).parent)
+            (cache / path).parent.mkdir(parents=True, exist_ok=True)
             save_part(cache / path, encode(piece, model), half=False)
             all_there = piece.times == list(range(len(piece.emotion)))
             record["clips"].append({
@@ -370,7 +376,7 @@ def _work(index: int) -> None:
             raise InputError(f"{source.name(index)}: shorter than {least} frames at {FPS} a second")
     except InputError as error:
         record |= {"clips": [], "left_out": str(error)}
-    make_folder(_record(cache, source, index).parent)
+    _record(cache, source, index).parent.mkdir(parents=True, exist_ok=True)
     save_text(_record(cache, source, index), json.dumps(record))
 
 

@@ -60,7 +60,8 @@ def bootstrap(per_clip: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray
 
 
 def wilson(per_clip: np.ndarray) -> tuple[float, float, float]:
-    """For (n, 2) with one yes (1) or no (0) a clip: a bootstrap of 40 yes would claim certainty."""
+    """Wilson's interval of a share, from (n, 2) with 1 or 0 a clip: a bootstrap of 40 yes has no
+    width."""
     yes, n = per_clip.sum(0)
     p, z = yes / n, 1.96
     middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
