@@ -269,11 +269,11 @@ class KeyFace:
                 keys = current if following is None else torch.cat([current, following[:1]])
                 latents = self.sample_segments(film, group, keys[:len(plan.segments(group)) + 1])
             own = plan.output_frames(group)
-            latents = latents[own.start - group * plan.span:][:len(own)]
-            for begin, part in zip(own[::self.batch], latents.split(self.batch)):
+            own = range(max(own.start, start), own.stop)
+            for part in latents[own.start - group * plan.span:][:len(own)].split(self.batch):
                 self.bring("vae")
                 images = ((self.vae.to_images(part) + 1) * 127.5).round().byte()
-                yield from images.permute(0, 2, 3, 1).cpu().numpy()[max(start - begin, 0):]
+                yield from images.permute(0, 2, 3, 1).cpu().numpy()
             current = following  # all else of this group is forgotten: memory stays as it is
 
     def sample_keyframes(self, film: Film, window: int) -> Tensor:
