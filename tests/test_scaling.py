@@ -305,10 +305,10 @@ def test_published_weights_by_name(hub, tmp_path, monkeypatch, capsys):  # noqa:
         args = SimpleNamespace(init=Path(name), config=None, without=None, out=tmp_path)
         assert scaling.chosen(args).keyframe.finetune
         pretrained.published(args, first=True)
-        assert args.init == released.FOLDER.with_name(name)
+        assert args.init.name == scaling.PUBLISHED[name]
         assert scaling.settled(little(), args.init, args).interp.finetune
     config = scaling.finetuned(little())
-    assert made == [("svd", config), ("released", config)]
+    assert made == [("svd", config), ("released-float32", config)]
     args = SimpleNamespace(init=tmp_path, config=None, without=None)
     pretrained.published(args, first=True)
     assert args.init == tmp_path

@@ -139,7 +139,7 @@ def published(args: argparse.Namespace, first: bool) -> None:
     name = str(args.init)
     if name not in PUBLISHED:
         return
-    args.init = released.FOLDER.with_name(name)
+    args.init = released.FOLDER.with_name(PUBLISHED[name])
     if first and not (args.init / "config.json").exists():
         config = finetuned(args.config or named_config("full"))
         if name == "svd":

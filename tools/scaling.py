@@ -25,7 +25,8 @@ from tools.muon import Muon
 from vae import VAE
 
 LEARNING_RATE, WARM_UP = 1e-5, 1000  # of the paper, to go on from SVD's network
-PUBLISHED = ("svd", "released")  # names of --init
+# Names of --init, and the folders beside weights/tiny that are made of them: in float32.
+PUBLISHED = {"svd": "svd", "released": "released-float32"}
 NAMED = ("tiny", "small", "full")
 
 
@@ -86,7 +87,7 @@ def settled(found: Config, source: Path, args: argparse.Namespace) -> Config:
     config `found`. What stands in a weights folder wins: these parts stay what they are, and so
     does an --out that has a config.json. `--config` decides the rest, the two networks. Raises
     InputError where they do not fit together."""
-    if args.init and args.init.name in PUBLISHED and args.init.parent.name == "weights":
+    if args.init and args.init.name in PUBLISHED.values() and args.init.parent.name == "weights":
         found = finetuned(found)
     for config in filter(None, (found, args.config)):
         for stage in (config.keyframe, config.interp):
