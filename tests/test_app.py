@@ -163,6 +163,8 @@ def test_another_emotion_makes_another_film(page):
 
 
 def test_cancelled_work_ends(page, app):
+    page.get_by_role("button", name="shipped speech").click()  # long enough to be cancelled
+    page.get_by_text("0:08").wait_for()
     page.get_by_label("number input for steps").fill("50")
     page.get_by_role("button", name="Make the film").click()
     page.locator("label", has_text="keyframes").wait_for()
