@@ -121,7 +121,7 @@ def _mel_triangles() -> Tensor:
 
 
 def fbank(wave: Tensor) -> Tensor:
-    """Kaldi's log mel filterbank: audio in [-1, 1], (B, L >= 400) -> (B, 1 + (L - 400) // 160, 128)."""
+    """Kaldi's log mel filterbank: (B, L >= 400) in [-1, 1] -> (B, 1 + (L - 400) // 160, 128)."""
     frames = (wave * 32768).unfold(-1, 400, 160)  # (B, n, 400): 25 ms every 10 ms
     frames = frames - frames.mean(-1, keepdim=True)
     # Pre-emphasis y[i] = x[i] - 0.97 x[i - 1] lifts the high frequencies.

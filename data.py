@@ -180,9 +180,9 @@ class Clips:
             times = [first + i * self.stage.spacing for i in range(self.stage.frames)]
         else:
             times = [int(rng.choice([t for t in clip.times if t >= 0]))]
-        # The identity frame is a portrait, or a frame of the clip outside the window's span if
-        # possible: from a frame close to its targets the model would learn to copy mouth and
-        # emotion instead of listening.
+        # The identity frame is a portrait where there is one, else a frame outside the window's
+        # span, else one between its frames: from a frame close to its targets the model would learn
+        # to copy mouth and emotion instead of listening.
         # (The autoregressive baseline gets the frame before; before frame 0 a portrait, -1.)
         others = ([i for i, t in enumerate(clip.times) if self.stage.chained and t == times[0] - 1]
                   or [i for i, t in enumerate(clip.times) if t < 0]

@@ -28,8 +28,8 @@ def scalings(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     #     c_in x = alpha x0 + sigma' eps,  alpha = 1 / sqrt(sigma^2 + 1),  sigma' = sigma alpha,
     # and F approximates v = alpha eps - sigma' x0. Solving the two for x0 gives
     #     x0 = alpha (c_in x) - sigma' v = x / (sigma^2 + 1) - sigma / sqrt(sigma^2 + 1) F,
-    # which is where the minus of c_out comes from. At high noise D is
-    # all F's doing (v is about -x0 there), and at low noise nearly all of D is x itself.
+    # hence the minus of c_out. (EDM's F learns -v, so its c_out has none.) At high noise D is all
+    # F's doing (v is about -x0 there), and at low noise nearly all of D is x itself.
     s2 = sigma**2 + SIGMA_DATA**2
     c_skip = SIGMA_DATA**2 / s2
     c_out = -sigma * SIGMA_DATA / s2.sqrt()

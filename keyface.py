@@ -50,8 +50,8 @@ class Plan:
     the seam between the two. Both groups make the frame where they meet (182 above); nothing is
     averaged across groups: the earlier group hands the frame out, and the later one drops it.
 
-    With the released weights (`dummy_first`) the first element of each window is a dummy that
-    repeats the identity frame and is thrown away: 13 usable keyframes a window, not 14.
+    With the released weights (`dummy_first`) the first element of each window is a dummy, sampled
+    like the rest to frame 0's sound and emotion, and thrown away: 13 usable keyframes, not 14.
     """
 
     total: int  # N
@@ -280,7 +280,7 @@ class KeyFace:
         """Stage 1: the usable keyframes of one window, latents (14 or 13, C, h, w)."""
         c, plan = self.config, film.plan
         # The encoders hear the sound from the first to the last keyframe and a bit around it (the
-        # released ones all of it). The network gets the tokens of the keyframes alone, every 13th.
+        # released ones all of it, up to two minutes). The network gets every 13th frame's tokens.
         frames = plan.window(window)
         first, last = frames[plan.dummy_first], frames[-1]
         self.bring("wavlm", "beats")

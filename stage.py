@@ -30,11 +30,11 @@ class StageConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     interpolation: bool = False  # True: frames between two known ones; False: keyframes
     frames: int = 14  # T
-    spacing: int = 13  # S, video frames from one element of a window to the next
+    spacing: int = 13  # S, frames from one element to the next; interpolation has S + 1 `frames`
     audio_dim: int = 1536  # D_a: WavLM + BEATs
     latent_shape: tuple[int, ...] = (4, 64, 64)  # (C, h, w)
-    # The released models see their condition latents without the VAE's scale factor, about five
-    # times as large as the noisy ones. The tiny models see both alike (1.0).
+    # Factor of z_id, or of z_s and z_e. The released models see them without the VAE's scale
+    # factor, 5.5 times as large as clean latents. The tiny models see both alike (1.0).
     condition_scale: float = 1 / 0.18215
     # Ours: unknown frames start from a linear blend of the two ends, on top of the learned mask
     # embedding z_m. The paper has z_m alone.
@@ -74,7 +74,7 @@ class Config:
     # Audio encoder of the interpolation stage; None: the keyframes'.
     interp_audio: AudioConfig | None = field(default_factory=lambda: AudioConfig.full("wav2vec2"))
     size: int = 512  # side of the image in pixels
-    dummy_first: bool = True  # released: the first keyframe of a window repeats the identity
+    dummy_first: bool = True  # released: a window's first element is thrown away, see `Plan`
     average_shared: bool = False  # True, as in the paper: shared frames are averaged at each step
     steps: int = 10
     id_guidance: float = 2.0
@@ -131,9 +131,9 @@ class Config:
 class Conditions(NamedTuple):
     """What a model is told about B windows (or segments), embedded."""
 
-    concat: Tensor  # z_id (B, C, h, w), or z_s and z_e (B, 2C, h, w)
-    context: Tensor  # audio embeddings (B, T, D_c), one a frame
-    emotion: Tensor | None  # (B*T, emotion width), keyframes only
+    concat: Tensor  # z_id (B, C, h, w), or z_s and z_e (B, 2C, h, w): channels beside noisy ones
+    context: Tensor  # audio embeddings (B, T, D_c): a frame attends to all T and is told its own
+    emotion: Tensor | None  # (B*T, emotion width), keyframes only: each frame is told its own
 
     @staticmethod
     def stack(parts: list["Conditions"]) -> "Conditions":
@@ -153,7 +153,7 @@ class Conditions(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """All that is random in one training step, for B windows."""
+    """What is random in one training step on B windows that data.py has chosen."""
 
     sigma: Tensor  # (B,) noise levels
     keep_identity: Tensor  # (B,) 1, or 0 where the identity (or both ends) is dropped
@@ -249,7 +249,8 @@ class Stage(nn.Module):
         """The training objective (paper: losses): latent loss and weighted pixel loss, two scalars.
 
         x0 (B, T, C, h, w) clean latents; latents, audio_tokens, emotion as in `conditions`. For
-        keyframes, pixels (P, 3, H, W): the true ones of frame number `frame` of P windows. The pixel loss looks at one frame only, because decoding all 14 would not fit into memory.
+        keyframes, pixels (P, 3, H, W): the true ones of frame number `frame` of P windows. The
+        pixel loss looks at one frame only, because decoding all 14 would not fit into memory.
         """
         c, sigma = self.config, draws.sigma
         known = self.conditions(latents, audio_tokens, emotion)
@@ -259,8 +260,8 @@ class Stage(nn.Module):
         latent = diffusion.latent_loss(denoised, x0, sigma, c.lambda_lower).mean()
         if pixels is None or not c.pixel_weight:
             return latent, torch.zeros_like(latent)
-        # L2 + LPIPS on the decoded frame. (tools/scaling.py sets LPIPS as `distance` from 256
-        # pixels on; below, and without it, the features of the autoencoder's own encoder take its place.)
+        # L2 + LPIPS on the decoded frame. (From 256 pixels on tools/scaling.py sets LPIPS as
+        # `distance`; else the features of the autoencoder's own encoder take its place.)
         sigma = sigma[:len(pixels)]
         decoded = vae.to_images(denoised[:len(pixels), frame])  # (P, 3, H, W)
         distance = (diffusion.loss_weight(sigma) * self.distance(vae, decoded, pixels)).mean()

@@ -125,8 +125,9 @@ class Run:
     """One training from its first step to its last: the clock, the reports, what is saved.
 
     Loops read `step`, `progress` (0 to 1) and `facts`, ask `go_on` before each step and
-    `all_finite` before the weights change, and call `report` after it. A run stops at the end of its time or
-    steps, or saves and stops at a signal. `facts` is what a script has to remember over --resume.
+    `all_finite` before the weights change, and call `report` after it. A run stops at the end of
+    its time or steps, or saves and stops at a signal. `facts` is what a script has to remember over
+    --resume.
     """
 
     def __init__(self, name: str, args: argparse.Namespace, model: KeyFace, stage: Stage,
@@ -258,7 +259,7 @@ class Run:
         self.shown = time.monotonic() - self.began
 
     def keep(self, path: Path, **more: float) -> None:
-        """Writes the averaged weights, and in the header their origin and what was last measured."""
+        """Writes the averaged weights; the header has their origin and what was last measured."""
         state = scaling.whole(self.average.module.state_dict(), self.processes.rank)
         if self.processes.rank == 0:
             last = self.metrics[-1] if self.metrics else {}
@@ -268,10 +269,10 @@ class Run:
                                  version=checkpoint.code_version(), **more)
 
     def save(self) -> None:
-        """Writes the weights, then the state for --resume, which needs the same options. What is
-        random follows from seed and step, so there is no random state to keep. With --steps a
-        resumed training is exact, wherever it was killed: it goes on from the state, even if the
-        weights are newer. With --minutes learning rate and phases follow the clock."""
+        """Writes the weights, then the state. --resume wants the same options, without --init. What
+        is random follows from seed and step, so there is no random state to keep. With --steps a
+        resumed training is exact, wherever it was killed: it goes on from the state and never
+        reads the weights. With --minutes learning rate and phases follow the clock."""
         self.keep(self.args.out / f"{self.name}.safetensors")
         state = scaling.whole({
             "stage": self.stage.state_dict(), "average": self.average.state_dict(),

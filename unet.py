@@ -1,7 +1,7 @@
 """The network: Stable Video Diffusion's spatio-temporal UNet (arXiv 2311.15127).
 
-In: noisy latents with their condition channels (B*T, C_in, h, w) and, for each frame, one c_noise,
-one emotion vector and one audio embedding. Out: F of the preconditioned denoiser, (B*T, C, h, w).
+In: noisy latents with their condition channels (B*T, C_in, h, w); for each frame c_noise, emotion
+and its own audio embedding; for each window all T of these. Out: F of the denoiser, (B*T, C, h, w).
 Each block processes every frame on its own, then mixes along time, and blends the two results by a
 learned scalar.
 

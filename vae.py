@@ -310,8 +310,9 @@ def perceptual(vae: VAE, a: Tensor, b: Tensor) -> Tensor:
 def brightness_error(vae: VAE, images: Tensor) -> Tensor:
     """How badly the autoencoder keeps each of the images (N, 3, H, W) in [-1, 1]: (N,). This is the
     error of the mean brightness in each of 8 x 8 cells, averaged over 3 x 3 neighbouring cells
-    where it is worst. Colours and edges suffer in training faces, too; coarse brightness suffers only in
-    unfamiliar ones. The worst place counts, as a plain background is kept well around any face."""
+    where it is worst. Colours and edges suffer in training faces, too; coarse brightness suffers
+    only in unfamiliar ones. The worst place counts, as a plain background is kept well around any
+    face."""
     error = (vae.to_images(vae.to_latents(images)) - images).mean(1, keepdim=True)
     fields = F.adaptive_avg_pool2d(error, 8).abs()        # (N, 1, 8, 8)
     return F.avg_pool2d(fields, 3, stride=1).amax((1, 2, 3))

@@ -36,7 +36,7 @@ def train(out: Path, steps: int, seconds: float | None = None, started: bool = F
     """Trains, on from what `out` holds; True if that was ended with SIGKILL after `seconds`, which
     count from the first step on if `started`."""
     command = [sys.executable, "-c", TRAINING, f"--out={out}", f"--steps={steps}", "--batch=1",
-               "--windows=64", *["--resume"] * any(out.glob("keyframe.state*"))]
+               "--clips=64", *["--resume"] * any(out.glob("keyframe.state*"))]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True) as process:
         try:

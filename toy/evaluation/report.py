@@ -59,9 +59,9 @@ def table(rows: list[dict]) -> str:
 def describe(rows: list[dict], facts: list[str]) -> str:
     """The table and what it means; `facts` are lines to add."""
     lines = [
-        ("n: clips. In brackets: 95 % intervals, bootstrap over clips; "
-         "Wilson's for a yes or no each."),
-        "Mouth: a clip's judged frames against its true state, then the mean over clips.",
+        ("n: clips. In brackets: 95 % intervals, bootstrap over clips, of fewer than ten the "
+         "jackknife; Wilson's for a yes or no each."),
+        "Mouth: r or ratio of each clip, then the mean; lips and vowels: share of all frames.",
         "Valence, arousal, often constant for seconds: over the frames of all clips.", *facts]
     return f"""\
 People, sentences and voices of the test split.
