@@ -183,11 +183,13 @@ class Clips:
         # The identity frame is a portrait where there is one, else a frame outside the window's
         # span, else one between its frames: from a frame close to its targets the model would learn
         # to copy mouth and emotion instead of listening.
-        # (The autoregressive baseline gets the frame before; before frame 0 a portrait, -1.)
-        others = ([i for i, t in enumerate(clip.times) if self.stage.chained and t == times[0] - 1]
-                  or [i for i, t in enumerate(clip.times) if t < 0]
-                  or [i for i, t in enumerate(clip.times) if not times[0] <= t <= times[-1]]
-                  or [i for i, t in enumerate(clip.times) if t not in times])
+        def showing(wanted: Callable[[int], bool]) -> list[int]:
+            return [i for i, t in enumerate(clip.times) if wanted(t)]
+
+        others = (showing(lambda t: t < 0) or showing(lambda t: not times[0] <= t <= times[-1])
+                  or showing(lambda t: t not in times))
+        if self.stage.chained:  # the autoregressive baseline gets the frame before
+            others = showing(lambda t: t == times[0] - 1) or others
         identity, places = int(rng.choice(others)), [clip.times.index(t) for t in times]
         # Of the shard only these places are read from the disk. The tokens and the emotion stand
         # there for each frame of the clip, the latents for those frames that were kept.

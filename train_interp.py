@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> None:
 
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
-    scaling.prepared(stage, model.vae, args, LEARNING_RATE)  # as in train_keyframe.py
+    args.lr = args.lr or scaling.rate(stage, LEARNING_RATE)
+    scaling.make_ready(stage, model.vae, args.bf16)
     optimizer = scaling.optimizer(stage, args.lr)
     average = training.averaged(stage, DECAY)
     run = training.Run("interp", args, model, stage, optimizer, average, held_out, processes,

@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> None:
 
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
-    # Sets the learning rate, LPIPS and bfloat16 where they are wanted, and what is frozen.
-    scaling.prepared(stage, model.vae, args, LEARNING_RATE)
+    args.lr = args.lr or scaling.rate(stage, LEARNING_RATE)
+    scaling.make_ready(stage, model.vae, args.bf16)  # LPIPS, frozen layers, as its config says
     optimizer = scaling.optimizer(stage, args.lr)  # ours: Muon; from SVD: AdamW, as in the paper
     average = training.averaged(stage, DECAY)
     run = training.Run("keyframe", args, model, stage, optimizer, average, held_out, processes,

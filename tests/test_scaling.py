@@ -388,15 +388,15 @@ def test_lpips_where_it_is_installed(monkeypatch):
             return (a - b).abs().mean((1, 2, 3), keepdim=True)
 
     config = replace(Config.tiny().keyframe, latent_shape=(4, 32, 32))
-    args = SimpleNamespace(bf16=False, lr=None)
-    plain = scaling.prepared(Stage(config), VAE(VAEConfig.tiny()), args, 0.5)
-    assert args.lr == 0.5 and plain.distance is Stage.distance
+    plain = scaling.make_ready(Stage(config), VAE(VAEConfig.tiny()), False)
+    assert plain.distance is Stage.distance and scaling.rate(plain, 0.5) == 0.5
+    assert scaling.rate(Stage(replace(config, finetune=True)), 0.5) == scaling.LEARNING_RATE
     monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=LPIPS))
-    stage = scaling.prepared(Stage(config), VAE(VAEConfig.tiny()), args, 0.5)
+    stage = scaling.make_ready(Stage(config), VAE(VAEConfig.tiny()), False)
     a, b = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
     assert stage.distance(None, a, b).tolist() == [1, 1]
     assert stage.state_dict().keys() == plain.state_dict().keys()
-    drawn = scaling.prepared(Stage(Config.tiny().keyframe), VAE(VAEConfig.tiny()), args, 0.5)
+    drawn = scaling.make_ready(Stage(Config.tiny().keyframe), VAE(VAEConfig.tiny()), False)
     assert drawn.distance is Stage.distance
 
     def offline(**_):

@@ -142,15 +142,19 @@ def lpips_distance(device: torch.device) -> Callable | None:
     return lambda _, a, b: network(a, b).flatten()
 
 
-def prepared(stage: Stage, vae: VAE, args: argparse.Namespace, usual_lr: float) -> Stage:
-    """The same stage, on its device and ready to be trained as its config and the options say.
-    Drawings have a distance of their own; pictures of 256 pixels and more are compared by LPIPS if
-    it is there."""
+def rate(stage: Stage, usual: float) -> float:
+    """The highest learning rate: the paper's, to go on from SVD's network, else the usual one."""
+    return LEARNING_RATE if stage.config.finetune else usual
+
+
+def make_ready(stage: Stage, vae: VAE, bf16: bool) -> Stage:
+    """The same stage, which is on its device, made to train as its config and --bf16 say. Drawings
+    have a distance of their own; pictures of 256 pixels and more are compared by LPIPS if it is
+    there."""
     if stage.config.pixel_weight and stage.config.latent_shape[-1] >= 32:
         device = next(stage.parameters()).device
         stage.distance = lpips_distance(device) or stage.distance
-    args.lr = args.lr or (LEARNING_RATE if stage.config.finetune else usual_lr)
-    return fitted(stage, vae, args.bf16)
+    return fitted(stage, vae, bf16)
 
 
 # Of a stage's weights those that are no inner matrices: what stands at its inputs and its output.
