@@ -6,6 +6,7 @@ import multiprocessing.forkserver
 import os
 import random
 import runpy
+import shutil
 import signal
 import socket
 import sys
@@ -159,14 +160,19 @@ def test_two_processes_compute_what_one_does(frozen, undisturbed, start, tmp_pat
 
 
 def test_shares_of_everything_compute_what_one_process_does(frozen, start, tmp_path):
-    """--shard: parameters, gradients, means and average lie half in each of two processes. What they
-    save is whole, and they go on from what one process has saved."""
+    """--shard: parameters, gradients, means and average lie half in each of two processes, in both
+    phases. What they save is whole; here one process begins, two go on into the second phase."""
     one, two = copy(frozen, tmp_path / "one"), copy(frozen, tmp_path / "two")
-    finish(start(one, "--steps=2"))
-    (one / "keyframe.state.1").rename(two / "keyframe.state")
-    finish(start(two, "--steps=2", "--shard", "--resume", count=2))
+    options = ("--steps=3", "--spatial=.5")  # the whole network in the last step only
+    [running] = start(one, *options, halt=("keyframe.state", 2))
+    wait_for(tmp_path / "halted")
+    shutil.copy(one / "keyframe.state", two)  # of step 1
+    running.kill()
+    running.join()
+    finish(start(one, *options, "--resume"))
+    finish(start(two, *options, "--shard", "--resume", count=2))
     once, twice = (load_state(out / "keyframe.state") for out in (one, two))
-    assert once["step"] == twice["step"] == 2
+    assert once["step"] == twice["step"] == 3
     for name in ("stage", "average"):
         assert once[name].keys() == twice[name].keys()
         assert all(torch.allclose(value, twice[name][key], atol=1e-9, rtol=0)
