@@ -116,7 +116,7 @@ loaded = lru_cache(1)(released.load)    # the weights in use stay in memory
 
 def make(order: Order, wave: np.ndarray, folder: Path, device: str, making: Making
          ) -> tuple[str, str]:
-    """Makes the film and its contact sheet: their files. Raises Stopped, and what `animate` does."""
+    """Makes the film and its contact sheet: their files. Raises Stopped and what `animate` does."""
     making.report("weights", 0, 1)
     model = loaded(order.weights, device)
     face = seen(order.image, order.crop, model.size)
@@ -265,8 +265,8 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
             button.click(lambda kind: say(f"[{kind}]"), button, audio)
         gr.on([speak.click, text.submit], say, text, audio)
         gr.on([demo.load, rows.change, audio.change], answered(
-            lambda rows, audio: audio and curve_table(emotion_curve(timeline(rows), media.frame_count(
-                len(heard(audio)))))), [rows, audio], plot, trigger_mode="always_last")
+            lambda r, a: a and curve_table(emotion_curve(timeline(r), media.frame_count(
+                len(heard(a)))))), [rows, audio], plot, trigger_mode="always_last")
         weights.change(settings_of, weights, knobs)
         making = go.click(film, [memory, image, crop, audio, rows, weights, *knobs, seed],
                           [status, newest, made, result, sheet, command, lines, memory, compare,

@@ -1,8 +1,8 @@
 """Does a training survive being killed? `python bench/kills.py`, in the repository's root.
 
-Trains keyframes for a few steps and saves after every one: once undisturbed, then again, as often as
-it takes, killed with SIGKILL at random moments, while it starts, learns or saves, and resumed each
-time. What is left at the end is compared to the bit: weights, average, optimizer and counts.
+Trains keyframes for a few steps and saves after every one: once undisturbed, then again, as often
+as it takes, killed with SIGKILL at random moments, while it starts, learns or saves, and resumed
+each time. What is left at the end is compared to the bit: weights, average, optimizer and counts.
 """
 
 import hashlib
@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None) -> None:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
         train(whole, args.steps)
         expected = digest(whole)
-        print(f"undisturbed: sha256={expected}\nkill   after (s)   since   state of step   in a save",
-              flush=True)
+        print(f"undisturbed: sha256={expected}\n"
+              "kill   after (s)   since   state of step   in a save", flush=True)
         while kills < args.kills:
             # The other has the same windows, and nothing yet of the training itself.
             shutil.rmtree(killed, ignore_errors=True)

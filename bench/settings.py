@@ -50,7 +50,7 @@ def film(weights: Path, clip: Clip, settings: dict[str, float]) -> np.ndarray:
 
 
 def cost(weights: Path, clip: Clip, settings: dict[str, float]) -> tuple[float, float]:
-    """Of one film on all cores, written too: seconds a second of film, and until its first frame."""
+    """Of one film on all cores, written, too: seconds a second of film, and to its first frame."""
     model, arrived = loaded(weights), []
     frames = model.animate(face_of(clip, model.size, 0), clip.wave, clip.emotion, **settings)
 

@@ -187,8 +187,8 @@ class Measured:
                      partial(against, other, best_lag), without=without)
 
     def lip_leak(self) -> None:
-        silent = [s.path for pair in self.pairs for s in pair
-                  if s and s.opening is not None and s.loudness is not None and not s.loudness.any()]
+        silent = [s.path for pair in self.pairs for s in pair if s and s.opening is not None
+                  and s.loudness is not None and not s.loudness.any()]
         closed = silent and self.judges and lip_limits(
             self.judges, read_json(WEIGHTS / "config.json")["size"])["closed below"]
 
@@ -248,8 +248,8 @@ def main(argv: list[str] | None = None) -> None:
     size = read_json(WEIGHTS / "config.json")["size"]
     drawn = are_drawn(WEIGHTS, torch.cat([first_frame(path, size) for path, _ in paths[:9]]))
     if not drawn and "toy" in (args.lip_reader, args.features):
-        warn("these faces look unlike the drawn ones that the toy judges know, so that what they say "
-             "may mean nothing")
+        warn("these faces look unlike the drawn ones that the toy judges know, so that what they "
+             "say may mean nothing")
         drawn = True
     judges = Judges.load(WEIGHTS / "judges.safetensors") if drawn else None
     named = args.lip_reader not in (None, "toy")

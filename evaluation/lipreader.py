@@ -3,8 +3,8 @@
 It is the encoder of a visual speech recogniser (auto-avsr): a 3-d convolution and a ResNet-18 look
 at each frame, a Conformer (arXiv 2005.08100) looks along time, with relative positions in its
 attention. LipScore is the cosine similarity of two videos' features, frame by frame. The text that
-the recogniser goes on to read from them is not needed: `decoder.*` and `ctc.*` of the published file
-are left out. Names of parameters are those of that file. Shapes: B clips, T frames, D features.
+the recogniser goes on to read from them is not needed: `decoder.*` and `ctc.*` of the published
+file are left out. Parameters are named as there. Shapes: B clips, T frames, D features.
 """
 
 import math
@@ -101,8 +101,8 @@ class RelativeAttention(nn.Module):
         t = x.shape[1]
         q, k, v = (linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
                    for linear in (self.linear_q, self.linear_k, self.linear_v))  # (B, heads, T, d)
-        p = self.linear_pos(place).unflatten(1, (self.heads, -1)).transpose(0, 1)  # (heads, 2T-1, d)
-        by_place = (q + self.pos_bias_v[:, None]) @ p.transpose(1, 2)      # (B, heads, T, 2T-1)
+        p = self.linear_pos(place).unflatten(1, (self.heads, -1)).permute(1, 2, 0)
+        by_place = (q + self.pos_bias_v[:, None]) @ p      # (B, heads, T, d) @ (heads, d, 2T-1)
         # Row r of p is distance T-1-r, so that key j of query i is found at r = T-1-i+j.
         steps = torch.arange(t, device=x.device)
         row = (t - 1 - steps[:, None] + steps).expand(by_place.shape[:2] + (t, t))

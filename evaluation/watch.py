@@ -34,7 +34,7 @@ class Seen:
     loudness: np.ndarray | None                # (N,): root mean square, -60 to 0 dB as 0 to 1
     points: np.ndarray | None                  # (N, 68, 2): landmarks, in pixels as it was read
     opening: np.ndarray | None                 # (N,): by landmarks, else the judged jaw
-    states: np.ndarray | None                  # (N, 17): the columns of toy.evaluation.judges.JUDGED
+    states: np.ndarray | None                  # (N, 17): columns of toy.evaluation.judges.JUDGED
     likeness: np.ndarray | None                # (N,): cosine of each face to the given picture's
     features: np.ndarray | None                # (N, D), on the disk
 
@@ -95,8 +95,8 @@ def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Callab
     points = mouths.landmarks(path, side) if landmarked or not judges else None
     if points is not None:
         if len(points) < len(sharp):
-            raise InputError(f"{path}: has {len(sharp)} frames at {FPS} a second, but landmarks for "
-                             f"{len(points)}; make them anew")
+            raise InputError(f"{path}: has {len(sharp)} frames at {FPS} a second, but landmarks "
+                             f"for {len(points)}; make them anew")
         opening = mouths.opening(points[:len(sharp)])
     return Seen(path, side, sharp, loudness(path), points, opening, states, likeness,
                 table[:, end:] if judges or embed else None)

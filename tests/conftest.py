@@ -1,4 +1,4 @@
-"""What several files of tests share: a small model, its frozen networks, films, and a cache of them."""
+"""What several files of tests share: a small model, its frozen networks, films, their cache."""
 
 import os
 
@@ -90,7 +90,7 @@ def cache(frozen, tmp_path_factory) -> Path:
 
 
 def numbered(cache: Path, folder: Path) -> Path:
-    """A copy of the cache in which the latents (4, 8, 8) of the held-out film's frame t are all t."""
+    """A copy of the cache, in which the latents (4, 8, 8) of the held-out film's frame t are t."""
     shutil.copytree(cache, folder)
     path = folder / "shards/0.mp4.000.safetensors"
     shard = load_file(path)

@@ -19,8 +19,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 ORDER = Order("me & you.png", "1,2,30", "it's.wav", "0:neutral 2.5:-0.8,-0.3", "weights/tiny", 4,
               1.5, -2.0, 0.0, 7)
 
-TORN_PICTURE = ("torn.png: empty, cut off, damaged or not a picture; give a PNG or JPEG that can be "
-                "opened")
+TORN_PICTURE = ("torn.png: empty, cut off, damaged or not a picture; give a PNG or JPEG that can "
+                "be opened")
 TORN_SOUND = ("torn.wav: empty, damaged or not a sound or video file; give a file with sound, such "
               "as WAV or MP4")
 
@@ -43,7 +43,8 @@ def test_a_copy_of_the_shipped_face_goes_by_its_place(tmp_path):
     copy = shutil.copy(cli.IMAGE, tmp_path / "x.png")
     order = replace(ORDER, image=str(copy))
     assert order.shown()["image"] == "assets/face.png"
-    assert differences(ORDER, order).splitlines()[2:] == ["| image | me & you.png | assets/face.png |"]
+    rows = differences(ORDER, order).splitlines()[2:]
+    assert rows == ["| image | me & you.png | assets/face.png |"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def address(app):
 
 @pytest.fixture(scope="module")
 def browser():
-    driver = pytest.importorskip("playwright.sync_api", reason="the driver of the browser is missing")
+    driver = pytest.importorskip("playwright.sync_api", reason="the browser's driver is missing")
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed here: apt-get install chromium")
     with driver.sync_playwright() as playwright:

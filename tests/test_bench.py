@@ -103,7 +103,7 @@ def test_a_jump_into_a_border_stands_out():
 
 def test_memory_is_predicted_as_a_cpu_counts_it(monkeypatch):
     monkeypatch.setattr(gpu_memory, "FILM", 14 * 640)       # two keyframes and what is between
-    work, config = gpu_memory.sample, gpu_memory.small()    # in fewer layers, as each takes its time
+    work, config = gpu_memory.sample, gpu_memory.small()    # in fewer layers, each takes its time
     config.size, config.interp_audio = 64, None
     for stage in (config.keyframe, config.interp):
         stage.latent_shape = (4, 8, 8)
@@ -114,8 +114,8 @@ def test_memory_is_predicted_as_a_cpu_counts_it(monkeypatch):
 
 
 def test_a_training_takes_what_is_described():
-    """Counted without contents, and by the CPU's allocator in a real step: of a network whose layers
-    are computed twice, so that little is kept of them."""
+    """Counted without contents, and by the CPU's allocator in a real step: of a network whose
+    layers are computed twice, so that little is kept of them."""
     spared = small()
     spared.keyframe.checkpoint_activations = True
     spared.keyframe.unet.channel_mult, spared.keyframe.unet.attention_resolutions = (1,), ()
@@ -128,7 +128,7 @@ def test_a_training_takes_what_is_described():
             training.learn()
 
     assert found.bytes == pytest.approx(gpu_memory.grown(two_steps), rel=0.1)
-    matrices, rest = (sum(p.numel() for p in group["params"])  # of which Muon keeps one mean, AdamW two
+    matrices, rest = (sum(p.numel() for p in group["params"])  # Muon keeps a mean, AdamW two
                       for group in Training(spared, "keyframe").optimizer.param_groups)
     assert found.optimizer == pytest.approx(4 * (matrices + 2 * rest), rel=0.01)
     assert found.gradients == 4 * found.trained == 4 * found.parameters

@@ -200,9 +200,11 @@ def test_vocalisations_are_counted(tmp_path):
 def test_frechet_distance():
     """Against eigenvalues of S_a S_b, and for what is only shifted and stretched along axes."""
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 400, 12)) @ rng.normal(size=(2, 12, 12)) + rng.normal(size=(2, 1, 12))
+    mixed = rng.normal(size=(2, 400, 12)) @ rng.normal(size=(2, 12, 12))
+    a, b = mixed + rng.normal(size=(2, 1, 12))
     roots = np.sqrt(np.linalg.eigvals(np.cov(a.T) @ np.cov(b.T)).real.clip(0)).sum()
-    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(np.cov(a.T) + np.cov(b.T)) - 2 * roots
+    expected = np.square(a.mean(0) - b.mean(0)).sum() - 2 * roots
+    expected += np.trace(np.cov(a.T) + np.cov(b.T))
     found = frechet.distance(frechet.moments(a), frechet.moments(b))
     assert found == pytest.approx(expected)
     assert frechet.distance(frechet.moments(a), frechet.moments(a)) == pytest.approx(0, abs=1e-8)
@@ -242,7 +244,7 @@ def test_slope_is_that_of_least_squares():
 # ---- Mouths and the lip reader -------------------------------------------------------------------
 
 def test_landmarks_beside_a_video(tmp_path, monkeypatch):
-    """Of a wide video read at half its height; frames without a face lie between their neighbours."""
+    """Of a wide video read at half its height; those without a face lie between others."""
     points = np.arange(10.0)[:, None, None] + np.zeros((10, 68, 2))
     points[[0, 4, 5, 9]] = np.nan
     np.save(tmp_path / "a.landmarks.npy", points)

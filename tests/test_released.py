@@ -426,7 +426,7 @@ WHOLE = ("missing", "no shared decoder", "cut old pickle")  # through a conversi
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_wrong_files(original, published, tmp_path, capsys, kind):
-    """Are refused with one line, without running code, and what was converted before is not used."""
+    """Are refused with a line, without running code, and what was converted before is not used."""
     (file, spoil, reason), folder = WRONG[kind], tmp_path / "files"
     if kind in WHOLE:  # without the bad network, which can be absent
         shutil.copytree(published, folder, ignore=shutil.ignore_patterns("interpolation_bad.pt"))

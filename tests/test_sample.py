@@ -358,7 +358,8 @@ def test_sheet_frames(seconds):
         ("silent film.mp4", "no sound"), (".", "not a file"), ("cut.m4a", "cut off|damaged"),
         ("infinite.wav", "not finite")]],
     *[("image", name, reason) for name, reason in [
-        ("missing.png", "No such file"), ("empty.png", "png: .*empty"), ("text.png", "not a picture"),
+        ("missing.png", "No such file"), ("empty.png", "png: .*empty"),
+        ("text.png", "not a picture"),
         ("cut.png", "cut off"), ("cut.jpg", "cut off"), ("cut.tif", "cut off"),
         ("thin.png", "1 x 200000"),
         (".", "directory"), ("bomb.png", "million pixels"), ("good.wav", "a sound"),

@@ -80,7 +80,8 @@ def test_unknown_sizes(capsys):
 def test_description(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     own = tmp_path / "own.json"
-    unet = UNetConfig.tiny(in_channels=9, emotion_dim=0, channel_mult=(1,), attention_resolutions=())
+    unet = UNetConfig.tiny(in_channels=9, emotion_dim=0, channel_mult=(1,),
+                           attention_resolutions=())
     tiny = Config.tiny()
     wanted = replace(tiny, interp=replace(tiny.interp, unet=unet), vae=replace(tiny.vae, ch=8))
     own.write_text(json.dumps(asdict(wanted)))
@@ -182,7 +183,8 @@ def test_the_image_autoencoder_of_diffusers(published, original, tmp_path):
     ("vae", "nowhere", "--vae nowhere: no such file or folder, nor a name on huggingface.co"),
     ("vae", "checkpoints", "--vae .*checkpoints: holds no vae/diffusion_pytorch_model.* nor"),
     ("vae", "wav2vec2-base-960h/model.safetensors", "model.safetensors: not the weights that"),
-    ("beats", "microsoft/beats", "--beats microsoft/beats: microsoft/beats cannot be reached; get ")])
+    ("beats", "microsoft/beats",
+     "--beats microsoft/beats: microsoft/beats cannot be reached; get ")])
 def test_parts_that_are_not_there(hub, published, tmp_path, capsys, monkeypatch,  # noqa: F811
                                   part, source, reason):
     hub.trouble["microsoft"] = bare(errors.LocalEntryNotFoundError)
@@ -208,7 +210,8 @@ def test_a_stage_of_full_size_begins_as_svd(name):
         vae = VAE(VAEConfig.tiny())
         given = {k: torch.empty(s) for k, s in KEYS["svd_diffusers"]["unet"].items()}
         fresh = pretrained.begin(stage, Path("unet"), released.renamed("keyframe", given))
-    own = {"audio_proj.weight", "audio_proj.bias"} | ({"learned_mask"} if name == "interp" else set())
+    own = {"audio_proj.weight", "audio_proj.bias"}
+    own |= {"learned_mask"} if name == "interp" else set()
     differs = KEYS["map_svd"]["shape_differs"][name]
     assert fresh == own | {f"unet.{k}" for k in differs}
     scaling.fitted(stage, vae, False)
@@ -279,7 +282,8 @@ def test_training_goes_on_from_svd(begun, train, tmp_path, monkeypatch):  # noqa
     monkeypatch.setattr(training, "open_data", lambda *_: (clips, clips.batch(1, 0, slice(1))))
     monkeypatch.setattr(training.Run, "measure", lambda _: None)
     monkeypatch.setattr(Windows, "pictures", lambda _, count, frame: torch.zeros(count, 3, 64, 64))
-    state = train(train_keyframe, tmp_path / "out", f"--init={begun}", "--steps=1", "--batch=2", "--bf16",
+    state = train(train_keyframe, tmp_path / "out", f"--init={begun}", "--steps=1", "--batch=2",
+                  "--bf16",
                   "--accumulate=2", "--lr=1e-3")
     before = load_file(begun / "keyframe.safetensors")
     learnt = {k for k in before if "time_" not in k or "time_embed" in k}
@@ -374,7 +378,8 @@ def test_layers_that_are_computed_twice_give_the_same_gradients():
     torch.nn.init.zeros_(copied.unet.out[2].weight)
     torch.nn.init.ones_(copied.unet.out[2].bias)
     known = copied.conditions(x[:, 0], inputs[3], inputs[4])
-    out = copied.unet(copied.attach(x, known.concat), torch.ones(2), known.context, known.emotion, 2)
+    out = copied.unet(copied.attach(x, known.concat), torch.ones(2), known.context, known.emotion,
+                      2)
     assert out.dtype == torch.bfloat16 and out.eq(1).all()
 
 

@@ -337,8 +337,8 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     (["--steps", "0"], '--steps: "0" is no whole number from 1 to 1000000000'),
     (["--seed", "-1"], '--seed: "-1" is no whole number from 0 to 1000000000'),
     (["--clips", "many"], '--clips: "many" is no whole number from 1 to 10000000'),
-    (["--resume", "--init", "x"], ("--resume continues what --out holds; leave out --init, --config "
-      "and --without")),
+    (["--resume", "--init", "x"], ("--resume continues what --out holds; leave out --init, "
+      "--config and --without")),
 ])
 def test_options(options, line, capsys):
     assert cli.run(train_keyframe.main, options) == 2

@@ -24,8 +24,8 @@ PAGE = (WALK / "README.md").read_text()
 
 
 def told_otherwise(text: str) -> list[str]:
-    """The lines of the page that are not those of `text`, in which ⟨ ⟩ stands for any number, or one
-    of a few words."""
+    """The lines of the page that are not those of `text`, in which ⟨ ⟩ stands for any number, or
+    one of a few words."""
     lines, told = text.splitlines(), PAGE.splitlines()
     wrong = [f"{len(told)} lines, not {len(lines)}"] if len(lines) != len(told) else []
     for line, found in zip(lines, told):

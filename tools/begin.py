@@ -58,8 +58,8 @@ def options(argv: list[str] | None, description: str, minutes: float, batch: int
 def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
     """The model of `--out`, with its frozen parts read and both stages as initialised by --seed.
 
-    Rank 0 first makes --out a weights folder: config.json and the frozen parts of --init, or of --out
-    itself, or, where --out has none, of the shipped weights; of --init also the bad model of
+    Rank 0 first makes --out a weights folder: config.json and the frozen parts of --init, or of
+    --out itself, or, where --out has none, of the shipped weights; of --init also the bad model of
     autoguidance, if it is there, since a training that goes on from finished weights passes through
     no bad state. Raises InputError where parts are missing.
     """
@@ -85,8 +85,8 @@ def open_weights(args: argparse.Namespace, processes: Processes) -> KeyFace:
 
 
 def _check_same(names: list[str], source: Path, out: Path) -> None:
-    """Raises InputError where frozen parts of --out are others than those of --init, which would take
-    their place."""
+    """Raises InputError where frozen parts of --out are others than those of --init, which would
+    take their place."""
     for name in names:
         ours, theirs = (folder / f"{name}.safetensors" for folder in (out, source))
         if ours.exists() and theirs.exists() and not filecmp.cmp(ours, theirs, shallow=False):

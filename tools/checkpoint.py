@@ -29,7 +29,8 @@ LARGEST = 10**6             # number that makes sense in a config
 # Least and largest where others would crash, or end in values that are not finite.
 BOUNDS = {
     "sigma_max": (0.003, LARGEST), "p_mean": (-5, 5), "p_std": (0, 5), "lambda_lower": (0, LARGEST),
-    "pixel_weight": (0, LARGEST), "pixel_share": (0, 1), "drop_identity": (0, 1), "drop_audio": (0, 1),
+    "pixel_weight": (0, LARGEST), "pixel_share": (0, 1),
+    "drop_identity": (0, 1), "drop_audio": (0, 1),
     "scale_factor": (1e-6, LARGEST), "latent_std": (1e-6, LARGEST), "emotion_dim": (0, LARGEST),
     "overlap_frames": (0, LARGEST),
     **dict.fromkeys(("id_guidance", "audio_guidance", "autoguidance"), (-100, 100))}
@@ -82,8 +83,8 @@ def load_config(cls: type[T], folder: str | Path) -> T:
     if not os.path.isdir(folder):  # (Path's own fails for long names)
         raise InputError(f"{folder}: no such folder; give one of weights, with config.json")
     if not path.is_file():
-        raise InputError(f"{path}: missing; give a folder that training has written, or make one of "
-                         "the published files with python -m tools.released")
+        raise InputError(f"{path}: missing; give a folder that training has written, or make one "
+                         "of the published files with python -m tools.released")
     with fitting(path):
         return from_dict(cls, read_json(path), str(path))
 

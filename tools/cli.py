@@ -39,7 +39,7 @@ def _on_stderr(line: str) -> None:
         print(f"{Path(sys.argv[0]).name}: warning: {line}", file=sys.stderr)
 
 
-hearer: ContextVar[Callable[[str], None]] = ContextVar("hearer", default=_on_stderr)    # of warnings
+hearer: ContextVar[Callable[[str], None]] = ContextVar("hearer", default=_on_stderr)  # of warnings
 
 
 def warn(line: str) -> None:
@@ -324,8 +324,8 @@ def _short_of_memory(said: str) -> str:
     if not re.search("CUDA|CUBLAS|CUDNN|HIP|MPS", said):
         return f"{line}; close other programs or use smaller --weights"
     return (f"the GPU is {line}; close other programs that use it, take another GPU or smaller "
-            "weights; in sampling use --low-memory (the released weights take 8 GB then, not 18) or "
-            "--device cpu, in training --accumulate, --bf16 or --shard")
+            "weights; in sampling use --low-memory (the released weights take 8 GB then, not 18) "
+            "or --device cpu, in training --accumulate, --bf16 or --shard")
 
 
 def explained(error: BaseException) -> tuple[int, str] | None:
@@ -343,8 +343,8 @@ def explained(error: BaseException) -> tuple[int, str] | None:
         case MemoryError():
             status, line = 1, _short_of_memory(str(error))
         case BrokenExecutor():
-            status, line = 1, ("a process that worked for this one was killed, most likely for want "
-                               "of memory; try again with more of it free")
+            status, line = 1, ("a process that worked for this one was killed, most likely for "
+                               "want of memory; try again with more of it free")
         case RuntimeError():                        # torch has no kinds of its own
             short = r"out of memory|can't allocate memory|ALLOC_FAILED|could not \w+ a primitive"
             if re.search(short, str(error)):

@@ -150,8 +150,8 @@ def taken(config: Config, name: str, batch: int, bf16: bool = False) -> Taken:
 
 
 def describe(args: argparse.Namespace, config: Config, name: str) -> None:
-    """Prints what the training of `args` takes of each process, and of time. With --shard the layers
-    that are brought together for a moment come on top."""
+    """Prints what the training of `args` takes of each process, and of time. With --shard the
+    layers that are brought together for a moment come on top."""
     if os.environ.get("RANK", "0") != "0":
         return
     count = int(os.environ.get("WORLD_SIZE", "1"))
@@ -171,6 +171,6 @@ def describe(args: argparse.Namespace, config: Config, name: str) -> None:
     print(f"operations of a process: {operations / 1e12:.3g} T a step; at assumed speeds:")
     for processor, speed in SPEEDS.items():
         seconds = operations / speed
-        length = (f"{args.steps:,} steps in {args.steps * seconds / 3600:,.1f} hours" if args.steps
-                  else f"{args.minutes * 60 / seconds:,.0f} steps in {args.minutes / 60:,.1f} hours")
+        steps = args.steps or args.minutes * 60 / seconds
+        length = f"{steps:,.0f} steps in {steps * seconds / 3600:,.1f} hours"
         print(f"  {processor:32} {speed / 1e12:6g} T a second: {length}")

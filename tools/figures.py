@@ -96,8 +96,8 @@ def tiles(images: list[np.ndarray], columns: int = 7, side: int = 128) -> np.nda
 
 
 def load_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a CSV of numbers with a "step"; none where there is no such file. Raises InputError
-    for another one."""
+    """The rows of a CSV of numbers with a "step"; none where there is no such file. Raises
+    InputError for another one."""
     if not path.exists():
         return []
     with open(path, newline="") as file:
@@ -181,7 +181,8 @@ def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray],
         axes = figure.add_axes(
             (left / width, bottom / height, 0.96 * tile / width, tile / height))
         axes.imshow(image, interpolation="lanczos")
-        axes.set_title(title, fontsize=8, pad=2, fontweight=None if title[0].isdecimal() else "bold")
+        weight = None if title[0].isdecimal() else "bold"
+        axes.set_title(title, fontsize=8, pad=2, fontweight=weight)
         axes.set_axis_off()
 
     # Sound in at most 1,500 columns, whatever its length: envelope, and spectrum of 512 samples.

@@ -335,8 +335,8 @@ def videos_in(path: Path) -> dict[str, Path]:
 
 def video_blocks(path: Path | str, size: int, square: tuple[int, int, int] | None = None,
                  length: int = 1500) -> Iterator[np.ndarray]:
-    """Frames at 25 a second, `length` at a time: (n, size, size, 3) uint8. `square` is left, top and
-    side of the part to use, in pixels of the video, and without it the largest in the middle.
+    """Frames at 25 a second, `length` at a time: (n, size, size, 3) uint8. `square` is left, top
+    and side of the part to use, in pixels of the video, and without it the largest in the middle.
 
     The first frame is held from the start of the file's clock, which is that of `read_audio`.
     """

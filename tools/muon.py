@@ -34,14 +34,15 @@ def orthogonal(x: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.AdamW):
     """AdamW, but for the weights of two and more dimensions within a network, of which (O, I, k, k)
     is a matrix of O rows. A step's root mean square is .2 times the learning rate there, about
-    AdamW's, so that all take the same rate. The layers at the network's `ends`, which are those with
-    one of these words in their names, are AdamW's, as are the vectors."""
+    AdamW's, so that all take the same rate. The layers at the network's `ends`, which are those
+    with one of these words in their names, are AdamW's, as are the vectors."""
 
     def __init__(self, network: nn.Module, lr: float, ends: tuple[str, ...]):
         def inner(name: str, p: nn.Parameter) -> bool:
             return p.ndim > 1 and not any(word in name for word in ends)
 
-        groups = [{"params": [p for name, p in network.named_parameters() if inner(name, p) == kind]}
+        named = list(network.named_parameters())
+        groups = [{"params": [p for name, p in named if inner(name, p) == kind]}
                   for kind in (True, False)]
         super().__init__(groups, lr, weight_decay=DECAY, foreach=True)
 

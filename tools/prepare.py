@@ -130,7 +130,8 @@ class Videos:
         try:
             found = re.search(pattern, self.name(index))
         except re.error as error:
-            raise InputError(f'--speakers: "{pattern}" is no regular expression ({error})') from None
+            raise InputError(f'--speakers: "{pattern}" is no regular expression ({error})'
+                             ) from None
         if not found:
             raise InputError(f'--speakers: "{pattern}" finds nothing in {self.name(index)}')
         return found[1] if found.re.groups else found[0]
@@ -227,8 +228,8 @@ class DrawnWorld:
 
     def __init__(self, count: int, config: Config):
         self.count, self.size, self.stage = count, config.size, config.keyframe
-        # Frames from the first to the last of a window, which chained models need one more of. Where
-        # keyframes are far apart, clips are longer.
+        # Frames from the first to the last of a window, which chained models need one more of.
+        # Where keyframes are far apart, clips are longer.
         self.span = (self.stage.frames - 1) * self.stage.spacing + 1 + self.stage.chained
         self.seconds = DRAWN_SECONDS * -(-self.span // (DRAWN_SECONDS * FPS))
 

@@ -1,4 +1,4 @@
-"""The processes of one training: one, or several that torchrun started and that share each batch."""
+"""The processes of one training: one, or several of torchrun that share each batch."""
 
 import os
 from dataclasses import dataclass

@@ -56,7 +56,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def named_config(name: str) -> Config:
     """The config of `--config`: tiny, small, full, or FILE.json, which holds what is not as in
-    `Config()`, at any depth. Raises InputError where the name is unknown or no model has these sizes."""
+    `Config()`, at any depth. Raises InputError where it is unknown or no model has these sizes."""
     if name == "tiny":
         return Config.tiny()
     path = HERE / "configs" / f"{name}.json" if name in NAMED else Path(name)
@@ -158,12 +158,13 @@ def make_ready(stage: Stage, vae: VAE, bf16: bool) -> Stage:
 
 
 # Of a stage's weights those that are no inner matrices: what stands at its inputs and its output.
-ENDS = ("audio_proj", "learned_mask", "input_blocks.0.", "time_embed.0", "label_emb.0.0", "unet.out.")
+ENDS = ("audio_proj", "learned_mask", "input_blocks.0.", "time_embed.0", "label_emb.0.0",
+        "unet.out.")
 
 
 def optimizer(stage: Stage, lr: float) -> torch.optim.Optimizer:
-    """Muon, which from nothing takes fewer steps; AdamW, as in the paper, to go on from SVD's network,
-    which AdamW trained."""
+    """Muon, which from nothing takes fewer steps; AdamW, as in the paper, to go on from SVD's
+    network, which AdamW trained."""
     if stage.config.finetune:
         return torch.optim.AdamW(stage.parameters(), lr, betas=(.9, .99), weight_decay=.01,
                                  foreach=True)

@@ -51,7 +51,8 @@ def bootstrap(per_clip: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray
     if len(clips) < FEW:
         total = clips.sum(0)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return interval(np.array([statistic(total), *(statistic(total - clip) for clip in clips)]))
+            without = [statistic(total - clip) for clip in clips]
+            return interval(np.array([statistic(total), *without]))
     n = len(per_clip)
     times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), resamples)   # (R, n)
     with np.errstate(invalid="ignore", divide="ignore"):

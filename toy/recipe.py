@@ -5,12 +5,12 @@ end the weights are evaluated (`python -m toy.evaluation`, into DIR/results). Ea
 command of this project that anybody can give by hand, for a number of steps that follows from
 --hours; but the judges, who are to measure and not to be measured, always learn as long. What is
 finished is written to DIR/recipe.json, so the same command goes on after any interruption, in the
-middle of a phase too (the judges begin anew). A finished phase needs only the weights folder that it
-leaves: it can be carried to another machine and continued there. The last lines of output are the
-weights' card, DIR/README.md.
+middle of a phase too (the judges begin anew). A finished phase needs only the weights folder that
+it leaves: it can be carried to another machine and continued there. The last lines of output are
+the weights' card, DIR/README.md.
 
-Hours are those of processors (user and system), of a GPU those of the clock. What a phase took before
-it was killed is not counted; a signal ends it in good order.
+Hours are those of processors (user and system), of a GPU those of the clock. What a phase took
+before it was killed is not counted; a signal ends it in good order.
 
 `--until-jaw .8` is a race: it says how many seconds the phases took by the clock, and whether in
 films of 20 validation clips the jaw then correlates with the truth so well. --hours is for you to
@@ -76,18 +76,18 @@ HOURS = sum(phase.hours for phase in PHASES)
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-# ---- what was done so far: DIR/recipe.json --------------------------------------------------------
+# ---- what was done so far: DIR/recipe.json ------------------------------------------------------
 
 
 def load_record(out: Path) -> dict:
-    """{phase: {"steps", "core_hours", "hours", "processes", "done", "version", "machine", and at its
-    end "figures"}}. Raises InputError where `out` holds weights that no recipe made."""
+    """{phase: {"steps", "core_hours", "hours", "processes", "done", "version", "machine", and at
+    its end "figures"}}. Raises InputError where `out` holds weights that no recipe made."""
     path = out / "recipe.json"
     if not path.exists():
         if found := [f"{each.part}.safetensors" for each in PHASES
                      if (out / f"{each.part}.safetensors").exists()]:
-            raise InputError(f"--out: {out} holds {found[0]}, which no recipe made and this one would "
-                             "replace; give another folder")
+            raise InputError(f"--out: {out} holds {found[0]}, which no recipe made and this one "
+                             "would replace; give another folder")
         return {}
     record = read_json(path)
     if not isinstance(record, dict) or not all(isinstance(each, dict) for each in record.values()):
@@ -109,7 +109,7 @@ def machine() -> str:
     return f"{CORES} cores of {names[0] if names else platform.processor() or 'a CPU'}"
 
 
-# ---- a phase --------------------------------------------------------------------------------------
+# ---- a phase ------------------------------------------------------------------------------------
 
 
 def steps(phase: Phase, hours: float) -> int:
@@ -175,12 +175,12 @@ def work(phase: Phase, args: Namespace, record: dict, signals: list[int]) -> boo
                   "figures": json.loads(header.get("figures", "{}"))}
     save_record(args.out, record)
     if status and not signals:
-        raise InputError(f"{phase.name} ended with exit status {status}; what it said is above, and "
-                         "the same command goes on from here")
+        raise InputError(f"{phase.name} ended with exit status {status}; what it said is above, "
+                         "and the same command goes on from here")
     return entry["done"]
 
 
-# ---- how good it is ---------------------------------------------------------------------------------
+# ---- how good it is -----------------------------------------------------------------------------
 
 
 def jaw(weights: Path, clips: int = 20) -> float:
@@ -196,28 +196,29 @@ def jaw(weights: Path, clips: int = 20) -> float:
     return float(np.mean(found))
 
 
-# ---- the card -------------------------------------------------------------------------------------
+# ---- the card -----------------------------------------------------------------------------------
 
 
 def card(out: Path, record: dict) -> str:
     """The text of DIR/README.md: what was done, in how long, and where its figures stand."""
     lines = ["# Weights of the drawn world", "",
-             ("Made by `python -m toy.recipe` from nothing: from drawings and synthetic voices that "
-             "follow from seeds. No photograph, no recorded voice and no pretrained weight went "
-             "into them."), "",
+             ("Made by `python -m toy.recipe` from nothing: from drawings and synthetic voices "
+             "that follow from seeds. No photograph, no recorded voice and no pretrained weight "
+             "went into them."), "",
              "| phase | steps | core hours | hours | processes | code | figures at its end |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
     for phase in PHASES:
         if entry := record.get(phase.name):
-            said = ", ".join(f"{name} {value:.4g}" for name, value in entry.get("figures", {}).items())
+            figures = entry.get("figures", {})
+            said = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
             lines.append(f"| {phase.name} | {entry['steps']} | {entry['core_hours']:.2f} | "
                          f"{entry['hours']:.2f} | {entry['processes']} | {entry['version']} | "
                          f"{said} |")
     total = sum(entry["core_hours"] for entry in record.values())
     machines = sorted({entry["machine"] for entry in record.values()})
-    lines += ["", (f"In all {total:.1f} core hours, on {' and '.join(machines)}. The figures are of "
-                   "each training's own held-out material; results/evaluation.md, where it was not a "
-                   "race, has those of films.")]
+    lines += ["", (f"In all {total:.1f} core hours, on {' and '.join(machines)}. The figures are "
+                   "of each training's own held-out material; results/evaluation.md, where it was "
+                   "not a race, has those of films.")]
     return "\n".join(lines) + "\n"
 
 
@@ -228,8 +229,8 @@ def main(argv: list[str] | None = None) -> None:
                         "of a machine like that of the shipped weights (default: about "
                         f"{HOURS:.0f})")
     units = torch.cuda.device_count() or CORES
-    parser.add_argument("--processes", type=int, choices=(1, 2, 4), help="that share each batch, one "
-                        "a core or GPU (default: as many as there are)",
+    parser.add_argument("--processes", type=int, choices=(1, 2, 4), help="that share each batch, "
+                        "one a core or GPU (default: as many as there are)",
                         default=max(n for n in (1, 2, 4) if n <= max(1, units)))
     parser.add_argument("--until-jaw", type=number(float, 0, 1), metavar="R",
                         help="instead of the evaluation say whether the jaw's correlation is R")
@@ -240,8 +241,8 @@ def main(argv: list[str] | None = None) -> None:
     for phase in PHASES:
         entry = record.get(phase.name)
         if entry and entry["steps"] != steps(phase, args.hours):
-            raise InputError(f"--hours: {phase.name} in {args.out} is of another number of hours; give "
-                             "that again, or another --out")
+            raise InputError(f"--hours: {phase.name} in {args.out} is of another number of hours; "
+                             "give that again, or another --out")
     for phase in PHASES:
         if signals or not (record.get(phase.name, {}).get("done")
                            or work(phase, args, record, signals)):
@@ -251,8 +252,8 @@ def main(argv: list[str] | None = None) -> None:
         reached = jaw(args.out)
         print(f"jaw={reached:.3f} seconds={seconds:.0f} processes={args.processes}")
         if reached < args.until_jaw:
-            raise InputError(f"--until-jaw: {reached:.3f} is less than {args.until_jaw:g}; give more "
-                             "--hours, and another --out")
+            raise InputError(f"--until-jaw: {reached:.3f} is less than {args.until_jaw:g}; give "
+                             "more --hours, and another --out")
     elif not (args.out / "results" / "evaluation.json").exists():
         words = [sys.executable, "-m", "toy.evaluation", "--weights", str(args.out), "--out",
                  str(args.out / "results")]
@@ -260,7 +261,8 @@ def main(argv: list[str] | None = None) -> None:
         if signals:
             return
         if status:
-            raise InputError(f"the evaluation ended with exit status {status}; what it said is above")
+            raise InputError(f"the evaluation ended with exit status {status}; what it said is "
+                             "above")
     text = card(args.out, record)
     save_text(args.out / "README.md", text)
     print(f"\n{text}")

@@ -212,8 +212,8 @@ def share(right: Tensor) -> float:
 @torch.no_grad()
 def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Clip],
              unheard: list[Clip]) -> dict[str, float]:
-    """What the frozen encoders, as far as `heads` are of them, tell of whole unheard clips; the mouth
-    by a linear read-out."""
+    """What the frozen encoders, as far as `heads` are of them, tell of whole unheard clips; the
+    mouth by a linear read-out."""
     def tokens_of(some: list[Clip]) -> Tensor:
         waves = (torch.from_numpy(clip.wave).float() for clip in some)
         return torch.cat([encoder(wave) for wave in waves])  # (N, 2, D)

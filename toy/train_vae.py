@@ -96,8 +96,8 @@ class Objective(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         """The loss of pictures x (n, 3, H, W), their latents sampled with unit normal noise: errors
-        of the pictures that come back, + KL times the distance of the latents' Gaussians to N(0, 1),
-        which is kept so small that it only bounds the latents."""
+        of the pictures that come back, + KL times the distance of the latents' Gaussians to
+        N(0, 1),         which is kept so small that it only bounds the latents."""
         posterior = self.vae.encode(x)
         mean, logvar = posterior.mean, posterior.logvar
         kl = .5 * (mean.square() + logvar.exp() - 1 - logvar).mean()

@@ -72,9 +72,9 @@ def gallery(out: Path) -> str:
     return f"""\
 # The paper's claims
 
-Each claim is put to the test in the drawn world, over people, sentences and voices of the test split.
-The verdict follows by a rule that was written down before (`toy/claims/`); in brackets are 95 %
-intervals over films. *Distance* is the Frechet distance of frames, as the judges see them.
+Each claim is put to the test in the drawn world, over people, sentences and voices of the test
+split. The verdict follows by a rule that was written down before (`toy/claims/`); in brackets are
+95 % intervals over films. *Distance* is the Frechet distance of frames, as the judges see them.
 `python -m toy.claims` measures what is missing and writes this page.
 
 {markdown(head, rows)}{figures}"""

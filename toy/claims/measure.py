@@ -1,9 +1,9 @@
 """What a claim is made of, and how models are compared (see __main__.py for the command).
 
 `measure` animates people, sentences and voices of the test split with one model and one setting,
-and keeps a few numbers of each clip; `compare` sets two models side by side, clip by clip; `verdict`
-says what their difference shows. All of it is plain numbers, which `Kept` writes to a file as they
-come, so that an interrupted command goes on where it was.
+and keeps a few numbers of each clip; `compare` sets two models side by side, clip by clip;
+`verdict` says what their difference shows. All of it is plain numbers, which `Kept` writes to a
+file as they come, so that an interrupted command goes on where it was.
 """
 
 import hashlib
@@ -106,7 +106,7 @@ def judges_of(path: Path) -> Judges:
 
 @cache
 def pool() -> ProcessPoolExecutor:
-    """The processes that make films, as many as there are threads; they live as long as this one."""
+    """The processes that make films, as many as there are threads; they live as long as this."""
     return workers(torch.get_num_threads())
 
 

@@ -1,4 +1,4 @@
-"""The claims that need no training: films by one model, under other settings or of other lengths."""
+"""The claims that need no training: films by one model, under other settings or longer ones."""
 
 import base64
 import io
@@ -107,8 +107,8 @@ def judge_steps(parts: dict) -> tuple[str, str, str]:
     fewer = [n for n in settings_of(parts) if enough(parts, n)[0] == REPRODUCED]
     spent = {n: show(value([parts[n]], "seconds")) for n in ("10", "20")}
     seen = (f"10 steps less 20: LipScore {show(found['LipScore'])}, distance "
-            f"{show(found['distance'])}, in {spent['10']} seconds of a core for one of film against "
-            f"{spent['20']}")
+            f"{show(found['distance'])}, in {spent['10']} seconds of a core for one of film "
+            f"against {spent['20']}")
     return said, seen + f"; as good as 20: {', '.join(fewer) or 'none'}.", table_of(parts, "steps")
 
 
@@ -191,7 +191,8 @@ def draw_guidance(path: Path, parts: dict) -> None:
             axes.text(j, i, f"{each:.3g}", ha="center", va="center",
                       color="white" if dark else "black")
         at = columns.index(default[1]), rows.index(default[0])
-        axes.add_patch(Rectangle((at[0] - 0.46, at[1] - 0.44), 0.92, 0.88, fill=False, ec="C1", lw=3))
+        corner = at[0] - 0.46, at[1] - 0.44
+        axes.add_patch(Rectangle(corner, 0.92, 0.88, fill=False, ec="C1", lw=3))
         axes.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
         axes.set_yticks(range(len(rows)), [f"{r:g}" for r in rows])
         axes.set(title=title, xlabel="weight of the sound", ylabel="weight of the identity")
@@ -255,7 +256,8 @@ def asked() -> np.ndarray:
 def emotional_film(weights: Path, seed: int) -> dict:
     """What is judged of one film, and some of its frames side by side."""
     clip = replace(make_clip(seed, "test", LASTS, "speech"), emotion=asked())
-    model, kept, wanted = loaded(weights), {}, [round(LASTS * FPS * (i + 0.5) / 15) for i in range(15)]
+    model, kept = loaded(weights), {}
+    wanted = [round(LASTS * FPS * (i + 0.5) / 15) for i in range(15)]
     film = model.animate(face_of(clip, model.size, 0), clip.wave, clip.emotion, seed=seed)
     states = look(judges_of(weights / "judges.safetensors"), keep(film, wanted, kept)).states
     jaw, *judged = (states[:, JUDGED.index(name)] for name in ("jaw", "valence", "arousal"))
@@ -280,9 +282,9 @@ def judge_emotions(parts: dict) -> tuple[str, str, str]:
                                pooled_correlation), len(films)) for k in (0, 1)]
     jaw = figure(bootstrap(counted([film["jaw"] for film in films])), len(films))
     said = REPRODUCED if share["low"] >= LIMIT else NOT if share["high"] < LIMIT else NONE
-    seen = (f"nearest to the emotion asked for, of four: {show(share)} of {len(right)} stretches; r "
-            f"over time: valence {show(follow[0])}, arousal {show(follow[1])}; meanwhile the jaw's "
-            f"r is {show(jaw)}.")
+    seen = (f"nearest to the emotion asked for, of four: {show(share)} of {len(right)} stretches; "
+            f"r over time: valence {show(follow[0])}, arousal {show(follow[1])}; meanwhile the "
+            f"jaw's r is {show(jaw)}.")
     rows = [[name, f"{v:g}, {a:g}", *(f"{x:.2f}" for x in held[:, i].mean(0)),
              f"{(nearest[:, i] == i).mean():.0%}"]
             for i, (name, (v, a)) in enumerate(zip(FOUR, points))]
@@ -363,8 +365,9 @@ def long_film(weights: Path, judges: Path, seed: int, seconds: int, chain: bool)
     face = to_bytes(frames(clip, [0], model.size))[0] if chain else face_of(clip, model.size, 0)
     film = make(model, face, clip.wave, clip.emotion, seed=seed)
     wanted = [round((seconds - 1) * FPS * i / 12) for i in range(13)]
-    drawn = (picture for i in range(0, len(clip.state), FPS)
-             for picture in to_bytes(frames(clip, np.arange(len(clip.state))[i:i + FPS], model.size)))
+    numbers = np.arange(len(clip.state))
+    drawn = (picture for i in range(0, len(numbers), FPS)
+             for picture in to_bytes(frames(clip, numbers[i:i + FPS], model.size)))
     seen = {"film": look(known, keep(film, wanted, kept)).features,
             "truth": look(known, drawn).features}
     person = frechet.moments(seen["truth"])

@@ -224,19 +224,20 @@ def load_vae(folder: Path) -> VAE:
 
 @torch.inference_mode()
 def are_drawn(weights: Path, pictures: Tensor) -> bool:
-    """Whether most of the pictures (n, 3, H, W), of the size of the weights in that folder, are faces
-    of this world, by what its autoencoder makes of them: such as the judges can judge."""
+    """Whether most of the pictures (n, 3, H, W), of the size of the weights in that folder, are
+    faces of this world, by what its autoencoder makes of them: such as the judges can judge."""
     limit = header_number(weights / "vae.safetensors", "familiar_error")
     return bool(brightness_error(load_vae(weights), pictures).median() <= limit)
 
 
 @torch.inference_mode()
 def lip_limits(judges: Judges, size: int, clips: int = 16) -> dict[str, float]:
-    """Where the judged jaw counts as closed, and as open: as in 95 % of the frames of m, b, p and of
-    open vowels of clips of the test split, drawn `size` pixels wide."""
+    """Where the judged jaw counts as closed, and as open: as in 95 % of the frames of m, b, p and
+    of open vowels of clips of the test split, drawn `size` pixels wide."""
     made = [make_clip(TEST + i, "test", 4.0, "speech") for i in range(clips)]
     jaw = JUDGED.index("jaw")
-    jaws = torch.cat([judges.states(frames(c, np.arange(len(c.state)), size))[:, jaw] for c in made])
+    jaws = torch.cat([judges.states(frames(c, np.arange(len(c.state)), size))[:, jaw]
+                      for c in made])
     visemes = np.array(VISEME_CLASSES)[np.concatenate([c.viseme for c in made])]
     return {"closed below": jaws[visemes == "m b p"].quantile(.95).item(),
             "open above": jaws[visemes == "ah"].quantile(.05).item()}
@@ -292,8 +293,8 @@ def unequal_eyes(n: int) -> Tensor:
 def faces(vae: VAE, size: int, identity: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     """Faces of people (I, D) in states (I, 4, 17) -> pictures (I, 4, 3, size, size), the last two
     of each person after the autoencoder; the states with the mean of both eyes; truth of the eyes
-    (I, 4, 2, 4). Every other picture has unequal eyes. Background and clothes are others in each, so
-    that nobody is known by them."""
+    (I, 4, 2, 4). Every other picture has unequal eyes. Background and clothes are others in each,
+    so that nobody is known by them."""
     opening = states[..., EYE_OPEN, None].repeat(1, 1, 2)                   # (I, 4, 2)
     opening[:, ::2] = unequal_eyes(2 * len(states)).unflatten(0, (-1, 2))
     drawn, states = states.clone(), states.clone()
@@ -316,7 +317,7 @@ def prepare(vae: VAE, size: int, people: int, clips: int) -> Lessons:
     for states in every.flatten(0, 1)[frame].split(16):                     # (16, 4, 17)
         identity = torch.from_numpy(np.stack([random_identity(rng) for _ in states]))
         images, states, eyes = faces(vae, size, identity, states)
-        found = states.flatten(0, 1)                # of the head, the judge will be wrong by so much
+        found = states.flatten(0, 1)              # of the head, the judge will be wrong by so much
         crops = eye_crops(images.flatten(0, 1), found + .04 * torch.randn_like(found))
         small = at_size(images.flatten(0, 1)).unflatten(0, (-1, 4))
         lessons.append((to_bytes(small), states, to_bytes(crops).unflatten(0, (-1, 4)), eyes))
@@ -385,7 +386,8 @@ def fit(name: str, parts: list[nn.Module], loss: Callable[[], Tensor], steps: in
         value.backward()
         optimizer.step()
         running += (value.item() - running) * max(.02, 1 / (step + 1))
-    print(f"{name}: {steps} steps, loss {running:.3f}, {time.monotonic() - start:.0f} s", flush=True)
+    seconds = time.monotonic() - start
+    print(f"{name}: {steps} steps, loss {running:.3f}, {seconds:.0f} s", flush=True)
 
 
 def train(judges: Judges, lessons: Lessons, share: float) -> None:
