@@ -228,7 +228,8 @@ def main(argv: list[str] | None = None) -> None:
         help="the square of all videos to use, in their pixels (default: the middle)")
     add("--speakers", metavar="PATTERN", help="regular expression that finds the speaker in a "
         "video's name: nobody is both learned from and held out")
-    add("--clips", type=number(int, 1, 10**7), default=2400, help="clips of the drawn world")
+    add("--clips", type=number(int, 1, 10**7), default=prepare.DRAWN_CLIPS,
+        help="clips of the drawn world")
     add("--workers", type=number(int, 1, 1000), help="processes that work at a time (default: as "
         "many as there are cores, at most 16, fewer for few videos)")
     args = parser.parse_args(argv)

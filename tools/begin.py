@@ -11,11 +11,11 @@ from keyface import KeyFace
 from stage import Config
 from tools import checkpoint, pretrained, scaling
 from tools.cli import WEIGHTS, InputError, Parser, make_folder, number, replacing
+from tools.prepare import DRAWN_CLIPS
 from tools.processes import Processes
 from vae import VAEConfig
 
 FROZEN = "vae", "wavlm", "beats"  # parts that the toy trainings make, before those of the stages
-CLIPS = 2400  # of the drawn world to learn from
 TIMES_SEEN = 16  # how often each clip of the drawn world is seen, about
 STEPS_A_MINUTE = 220  # on fast cores; only the number of clips to prepare follows from it
 
@@ -37,7 +37,7 @@ def options(argv: list[str] | None, description: str, minutes: float, batch: int
     add("--data", type=Path, help="what data.py made, or a folder of videos, which is prepared "
         "first; without it, the drawn world")
     add("--clips", type=number(int, 1, 10**7), help=f"clips of the drawn world to learn from "
-        f"(default: {CLIPS}, fewer for a short training)")
+        f"(default: {DRAWN_CLIPS}, fewer for a short training)")
     add("--batch", type=number(int, 1, 10**5), default=batch, help="windows a step, in all")
     add("--lr", type=number(float, 1e-9, 1), help=f"highest learning rate (default: {lr:g}; "
         f"{scaling.LEARNING_RATE:g} to go on from SVD's network)")
@@ -51,7 +51,7 @@ def options(argv: list[str] | None, description: str, minutes: float, batch: int
     scaling.check_options(args)
     if args.clips is None:  # a short training does not wait for clips that it never sees
         steps = args.steps or args.minutes * STEPS_A_MINUTE
-        args.clips = min(CLIPS, max(32, round(steps * args.batch / TIMES_SEEN)))
+        args.clips = min(DRAWN_CLIPS, max(32, round(steps * args.batch / TIMES_SEEN)))
     return args
 
 

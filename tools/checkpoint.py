@@ -303,8 +303,8 @@ def load_state(path: str | Path) -> dict:
             raise
         except FileNotFoundError:
             problems.append(f"{each} does not exist")
-        except Exception as error:
-            if explained(error):                # want of memory is none
+        except Exception as error:              # damage has many names
+            if explained(error):                # but want of memory is none
                 raise
             problems.append(f"{each}: damaged, or not a training state of this program "
                             f"({type(error).__name__})")

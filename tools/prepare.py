@@ -46,7 +46,7 @@ VERSION = 1  # of all that is told above
 PIECE = 1500  # frames of a clip at most: an hour's video becomes 60 clips
 AT_ONCE = 25  # pictures in the autoencoder at a time
 SPEECH = "speech"  # the kind of what has none
-DRAWN_TEST = 32  # held-out clips of the drawn world
+DRAWN_CLIPS, DRAWN_TEST = 2400, 32  # of the drawn world, to learn from and held out
 DRAWN_FIRST, DRAWN_HELD_OUT = 1_000_000, 30_000_000  # seeds
 DRAWN_SECONDS = 8
 
@@ -240,8 +240,8 @@ class DrawnWorld:
         return index >= self.count
 
     def _seed(self, index: int) -> int:
-        """All are of the train split's voices and words, whom the test split's clips shall not meet
-        before the evaluation; none is a clip that the audio encoders learned from."""
+        """All clips are of the train split, held-out ones too, so that the test split's voices and
+        words are first heard in the evaluation; the audio encoders learned from none of them."""
         return DRAWN_HELD_OUT + index - self.count if self.held_out(index) else DRAWN_FIRST + index
 
     def name(self, index: int) -> str:

@@ -304,7 +304,7 @@ def read(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:
+    except Exception as error:  # damaged files raise nearly anything
         if explained(error):  # no right to read it, or too little memory
             raise
         if more := re.search(r"[Uu]nsupported (?:\w+:? )?GLOBAL (\S+)", str(error)):

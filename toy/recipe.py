@@ -3,7 +3,7 @@
 A recipe is a list of phases: autoencoder, audio encoders, judges, keyframes, interpolation. At the
 end the weights are evaluated (`python -m toy.evaluation`, into DIR/results). Each phase is a
 command of this project that anybody can give by hand, for a number of steps that follows from
---hours; but the judges, who are to measure and not to be measured, always learn as long. What is
+--hours. Only the judges learn equally long whatever it is, since they measure the others. What is
 finished is written to DIR/recipe.json, so the same command goes on after any interruption, in the
 middle of a phase too (the judges begin anew). A finished phase needs only the weights folder that
 it leaves: it can be carried to another machine and continued there. The last lines of output are
@@ -32,9 +32,9 @@ import numpy as np
 import torch
 
 from keyface import KeyFace
-from tools.begin import CLIPS
 from tools.checkpoint import load_metadata, read_json, save_text
 from tools.cli import HERE, InputError, Parser, make_folder, number, remember_signals, run
+from tools.prepare import DRAWN_CLIPS
 from tools.stats import correlation
 from toy.evaluation.films import face_of, make_film
 from toy.evaluation.judges import JUDGED, Judges, to_tensor
@@ -130,7 +130,7 @@ def command(phase: Phase, args: Namespace, begun: bool) -> list[str]:
             del words[at:at + 2]
         words.append("--resume")
     if phase.part in ("keyframe", "interp"):  # all learn from the same clips
-        words += ["--clips", str(max(32, round(CLIPS * min(1, args.hours / HOURS))))]
+        words += ["--clips", str(max(32, round(DRAWN_CLIPS * min(1, args.hours / HOURS))))]
     return [*launcher, *words, "--steps", str(steps(phase, args.hours)), "--out", str(args.out)]
 
 

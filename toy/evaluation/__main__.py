@@ -351,14 +351,14 @@ def speech_facts(found: Material, seen: dict[str, list[Seen]], limits: dict[str,
     minutes = sum(len(clip.state) for clip in found.speech) / FPS / 60
     facts = [
         f"A blink: frames in a row whose judged eyes are open less than {BLINK}.",
-        f"True: {count / minutes:.1f} a minute of {shut / max(1, count):.2f} frames (speech).",
+        f"In true speech {count / minutes:.1f} a minute of {shut / max(1, count):.2f} frames each.",
         f"Smeared: mean absolute Laplacian below {SMEARED} of the mean of both keyframes around."]
     if seen["ceiling"][0].eyes is not None:
         pairs = list(zip(seen["ceiling"], seen["still"]))
         apart = np.mean([np.abs(np.diff(s.eyes[..., 0])).mean() for s, _ in pairs])
         colour = np.divide(*np.sum([distance_of_irises(s, given) for s, given in pairs], 0))
         facts.append(f"Ceiling's eyes: left less right opening {apart:.3f}; irises (of eyes open "
-                     f"more than {OPEN}) {colour:.1f} from the given picture's. Control: others.")
+                     f"more than {OPEN}) {colour:.1f} from the given picture. Control: strangers.")
     return facts + [
         f"Closed lips: judged jaw below {limits['closed below']:.2f}, as in 95 % of m, b, p drawn.",
         f"Open mouth: above {limits['open above']:.2f}, as in 95 % of open vowels drawn.",

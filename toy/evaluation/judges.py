@@ -293,8 +293,8 @@ def unequal_eyes(n: int) -> Tensor:
 def faces(vae: VAE, size: int, identity: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     """Faces of people (I, D) in states (I, 4, 17) -> pictures (I, 4, 3, size, size), the last two
     of each person after the autoencoder; the states with the mean of both eyes; truth of the eyes
-    (I, 4, 2, 4). Every other picture has unequal eyes. Background and clothes are others in each,
-    so that nobody is known by them."""
+    (I, 4, 2, 4). Every other picture has unequal eyes. Background and clothes differ from picture
+    to picture, so that nobody is known by them."""
     opening = states[..., EYE_OPEN, None].repeat(1, 1, 2)                   # (I, 4, 2)
     opening[:, ::2] = unequal_eyes(2 * len(states)).unflatten(0, (-1, 2))
     drawn, states = states.clone(), states.clone()
