@@ -96,7 +96,7 @@ canvas = Canvas(3.75)
 canvas.tiles(0, 0.2, 2.15, [[colours(pixels)[0], colours(back)[0], false_colours(identity)[0]]],
              columns=["identity frame", "decoded again", "latents, in false colours"])
 canvas.image(6.6, 0.2, 2.15, lost, cmap="magma", vmin=0, vmax=0.5)
-canvas.text(7.68, 0.11, "what is lost", ha="center")
+canvas.text(7.68, 0.11, "what is lost, from 0 to 0.5", ha="center")
 side = min(1.05, 8.75 / C - 0.05)
 canvas.tiles((8.75 - C * (side + 0.05)) / 2, 2.6, side, [identity[0]],
              columns=[f"channel {c + 1}" for c in range(C)])
@@ -199,14 +199,14 @@ for title, tensor, which, names in (
         canvas.text(0.85 + (i * C + wide / 2) * step, top - 0.12, name, ha="center")
     top += len(which) * step + 0.6
 for i, value in enumerate(between[[0, 1, middle_frame, T - 1], -1]):
-    canvas.image(0.85 + 2 * C * step, top - 0.6 - (4 - i) * step, side, value, cmap="Greys", vmin=0,
-                 vmax=1.2)
+    canvas.image(0.85 + 2 * C * step, top - 0.6 - (4 - i) * step, side, value, cmap="Greys",
+                 vmin=-0.2, vmax=1.2)
 canvas.tiles(6.65, 3.6, 2.1 / C - 0.04, [learned / learned.abs().max() * 2.5], 0.04)
 canvas.text(7.7, 3.48, r"$z_\mathrm{m}$, scaled to its largest value", ha="center")
 axes = canvas.axes(6.65, 0.55, 2.1, 2.1, xlabel="audio token", ylabel="frame",
                    xticks=range(0, T, 3), yticks=range(0, T, 3))
 axes.imshow(weights, cmap="Blues", vmin=0)
-canvas.text(7.7, 0.4, "attention to the sound", ha="center")
+canvas.text(7.7, 0.4, f"attention to the sound, 0 to {weights.max():.2f}", ha="center")
 page.stop(4, "inputs.webp", canvas)
 
 # %% 5. The emotion
@@ -253,7 +253,7 @@ canvas.tiles(0.05, 0.25, 1.6, [[*colours(model.vae.to_images(x0[star : star + 1]
                                *colours(model.vae.to_images(D[star : star + 1]))]],
              columns=[r"$x_0$, decoded", r"$x_0 + \sigma n$", "D, decoded"])
 canvas.image(5.0, 0.25, 1.6, error, cmap="magma", vmin=0, vmax=1)
-canvas.text(5.8, 0.16, r"$|D - x_0|$", ha="center")
+canvas.text(5.8, 0.16, r"RMS of $D - x_0$, from 0 to 1", ha="center")
 axes = canvas.axes(7.2, 0.25, 1.55, 1.6, ylim=(h - 0.5, -0.5), xlabel="loss", ylabel="row",
                    yticks=range(0, h, 4))
 axes.barh(range(h), weighted, color=ORANGE, label="weighted")
@@ -305,7 +305,7 @@ for sign, image, name in (
     canvas.image(left + gap, top, 1.6, image, vmin=-0.8, vmax=0.8)
     canvas.text(left + gap + 0.8, top - 0.1, name, ha="center")
     left += gap + 1.6 + 0.03
-axes = canvas.axes(5.9, 0.25, 2.85, 1.4, xscale="log", xlabel=r"$\sigma$")
+axes = canvas.axes(6.1, 0.25, 2.65, 1.4, xscale="log", xlabel=r"$\sigma$", ylabel="RMS")
 for name, size, colour in zip(("identity", "sound"), sizes, (BLUE, ORANGE)):
     axes.plot(sigmas, size, ".-", color=colour, label=f"what the {name} adds")
 axes.invert_xaxis()
@@ -374,11 +374,12 @@ twice = [groups[0][1][-1], groups[1][1][0]]  # made by both groups
 seam = (twice[0] - twice[1]).square().mean().sqrt().item()
 
 canvas = Canvas(2.1)
-axes = canvas.axes(0.55, 0.3, 2.6, 1.35, xscale="log", xlabel=r"$\sigma$", ylim=(0, apart[0] * 1.1))
+axes = canvas.axes(0.65, 0.3, 2.5, 1.35, xscale="log", xlabel=r"$\sigma$", ylabel="RMS",
+                   ylim=(0, apart[0] * 1.1))
 axes.plot(levels, apart, ".-", color=BLUE)
 axes.invert_xaxis()
 canvas.text(0.55, 0.15, "two guesses about a shared frame, difference")
-axes = canvas.axes(3.75, 0.3, 4.9, 1.35, xlabel="video frame", xlim=(0, N))
+axes = canvas.axes(3.75, 0.3, 4.9, 1.35, xlabel="video frame", ylabel="RMS", xlim=(0, N))
 for i in range(K):
     axes.axvline(i * S, color=GREY, lw=0.5, ls=":")
 axes.axvline(border, color=ORANGE)
