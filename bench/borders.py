@@ -8,7 +8,6 @@ differ from their neighbours, against the ten other pairs around: with the borde
 and in truth; and the first over the second, with its 95 % interval over clips.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -39,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--clips", type=number(int, 1, 1000), default=6, help=f"of {SECONDS} s, each filmed twice")
     args = parser.parse_args(argv)
 
-    from keyface import Plan  # only now: torch takes seconds to load, mistakes are told at once
+    import torch  # only now: it takes seconds to load, and mistakes are told at once
+
+    from keyface import Plan
     from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, workers
     from toy.world import make_clip
 
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     clips = [make_clip(SEEDS + i, "test", SECONDS, "speech") for i in range(args.clips)]
     films = [(args.weights, face_of(clip, model.size, 0), clip.wave[start * FRAME_SAMPLES:],
               clip.emotion[start:], i) for i, clip in enumerate(clips) for start in (0, later)]
-    with workers(os.cpu_count() or 1) as pool:
+    with workers(torch.get_num_threads()) as pool:
         curves = [change(video) for video, _ in made(pool, make_film, films, "films")]
         truths = [change(videos["drawn"]) for videos in
                   made(pool, make_truth, [(args.weights, clip) for clip in clips], "truth")]

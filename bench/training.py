@@ -154,7 +154,8 @@ def main(argv: list[str] | None = None) -> None:
                   f"{found['waiting']:.1%}", flush=True)
             figures |= {f"{name}_{stage}_share": share,
                         f"{name}_{stage}_waiting": found["waiting"]}
-    source, model = prepare.DrawnWorld(9, Config.tiny()), KeyFace.load_frozen(WEIGHTS)
+    model = KeyFace.load_frozen(WEIGHTS)
+    source = prepare.DrawnWorld(9, model.config)
     began = time.perf_counter()
     for i in range(4):
         for piece in source.pieces(i):

@@ -134,21 +134,22 @@ class Measured:
         self.row(f"LipScore ({name})", "higher", lambda s, _: found.get(s.path, np.nan))
         self.along("LipScore", found)
 
-    def set_distance(self, name: str, parts: list[list[np.ndarray]]) -> None:
-        """Of two sets of moments, a part a video; and, as its floor, of two halves of the truth."""
-        counts = [int(sum(part)[-1, -1]) for part in parts]
-        if min(counts) < 2:
+    def set_distance(self, name: str, ours: list[np.ndarray], true: list[np.ndarray]) -> None:
+        """Of two sets of moments, a part a video; and between halves of the truth, as a floor."""
+        n = [int(sum(x)[-1, -1]) if x else 0 for x in (ours, true, true[::2], true[1::2])]
+        if min(n[:2]) < 2:
             self.left.append(f"{name}: too short")
             return
-        found = {"metric": f"{name}, {counts[0]:,} against {counts[1]:,}", "better": "lower",
-                 "generated": figure(frechet.with_interval(*parts), len(self.both))}
-        if len(true := parts[1]) > 1:
-            found["truth"] = figure((frechet.distance(sum(true[::2]), sum(true[1::2])),) * 3, 1)
-        self.rows.append(found)
+        self.rows.append({"metric": f"{name}, {n[0]:,} against {n[1]:,}", "better": "lower",
+                          "generated": figure(frechet.with_interval(ours, true), len(ours))})
+        if len(true) > 1:
+            floor = (frechet.distance(sum(true[::2]), sum(true[1::2])),) * 3
+            self.rows.append({"metric": f"halves of the truth, {n[2]:,} against {n[3]:,}",
+                              "better": "-", "truth": figure(floor, len(true))})
 
     def distances(self) -> None:
         parts = [[frechet.moments(s.features) for s in column] for column in zip(*self.both)]
-        self.set_distance("Frechet distance of frames", parts)
+        self.set_distance("Frechet distance of frames", *parts)
         windows = {s.path: frechet.over_time(s.features, sum(parts[1]), FPS, HOP)
                    for pair in self.both for s in pair}
         self.along("distance in 1 s", windows, FPS // HOP)
@@ -163,9 +164,9 @@ class Measured:
         else:
             self.left.append("the slope of the distance: no video lasts 31 seconds")
         if self.judges:
-            self.set_distance("Frechet distance of 16-frame clips", [
+            self.set_distance("Frechet distance of 16-frame clips", *(
                 [frechet.moments(self.judges.over_clips(torch.from_numpy(s.states)).numpy())
-                 for s in column] for column in zip(*self.both)])
+                 for s in column] for column in zip(*self.both)))
         else:
             self.left.append("the distance of clips (FVD): its features know drawn faces alone")
 
@@ -191,7 +192,6 @@ class Measured:
                   and s.loudness is not None and not s.loudness.any()]
         closed = silent and self.judges and lip_limits(
             self.judges, read_json(WEIGHTS / "config.json")["size"])["closed below"]
-
         def leak(s: Seen, _) -> np.ndarray | float:
             limit = closed if s.points is None else OPEN
             return s.opening > limit if s.path in silent else np.nan
@@ -223,7 +223,7 @@ class Measured:
     def table(self) -> str:
         lines = [("metric", "better", *COLUMNS, "n"), ("---",) * 5]
         lines += [(r["metric"], r["better"], *(show(r.get(c)) for c in COLUMNS),
-                   str(r["generated"]["n"])) for r in self.rows]
+                   str(r.get("generated", r.get("truth"))["n"])) for r in self.rows]
         return "".join("| " + " | ".join(line) + " |\n" for line in lines) + "\n" + "".join(
             f"- Left out: {line}.\n" for line in self.left)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from audio import AudioConfig, AudioEncoder
+from audio import MARGIN, AudioConfig, AudioEncoder, cut
 from tools.media import FRAME_SAMPLES, SAMPLE_RATE
 
 CONFIGS = {"aligned": AudioConfig.tiny(),
@@ -52,8 +52,7 @@ def test_a_recording_heard_whole_is_heard_once(monkeypatch):
     assert len(heard) == 4  # each, and its copy
 
 
-def test_past_the_end(encoder):
-    """Ours: silence; released: the last token again, and again."""
+def test_past_the_end_ours_hears_silence_and_the_released_repeats_its_last_tokens(encoder):
     wave = noise(3)
     past = encoder.encode(wave, 70, 90)
     if encoder.config.mapping == "released":
@@ -65,7 +64,7 @@ def test_past_the_end(encoder):
 
 
 def test_tokens_do_not_depend_on_what_follows():
-    """Two sounds that agree up to t have the same tokens up to t less a chunk."""
+    """Two sounds that agree up to t have the same tokens up to one chunk before t."""
     encoder = AudioEncoder(AudioConfig.tiny())
     shared, seconds = noise(21), 21
     longer = torch.cat([shared, noise(19, seed=1)])
@@ -79,7 +78,7 @@ def test_tokens_do_not_depend_on_what_follows():
 
 
 def test_an_hour_is_heard_as_its_minutes_alone():
-    """Its first and last minute, cut on the grid of chunks, have the tokens they have in it."""
+    """Its first and last minute, cut on the grid of chunks, have the same tokens alone as in it."""
     encoder = AudioEncoder(AudioConfig.tiny())
     hop = encoder.config.chunk_frames - encoder.config.overlap_frames
     hour = torch.zeros(3600 * SAMPLE_RATE)  # silence takes no memory: nobody writes it
@@ -111,6 +110,33 @@ def test_aligned_tokens_see_their_own_instant():
     events = seen["events"][0, 0].amax(-1)
     loud = (events > events[0]).nonzero().flatten() * 160 - 120
     assert (loud.min() + loud.max() + 400) / 2 == pytest.approx(frame * FRAME_SAMPLES, abs=80)
+
+
+def test_aligned_tokens_are_the_encoders_own_features():
+    """A frame has two of WavLM's, and with three others the mean of BEATs' eight for a patch."""
+    encoder = AudioEncoder(AudioConfig.tiny())
+    wave, end = noise(8), encoder.config.chunk_frames * FRAME_SAMPLES  # of the only chunk
+    speech, events = encoder(wave).split(encoder.config.wavlm.hidden_size, -1)  # (200, 2, 64)
+    heard = encoder.speech(cut(wave, -40, end + 40)[None]).last_hidden_state[0]
+    assert speech.flatten(0, 1).equal(heard[:400])
+    heard = encoder.events(cut(wave, -MARGIN, end + MARGIN)[None])[0].unflatten(0, (-1, 8)).mean(1)
+    for frame in (0, 3, 4, 101, 199):
+        assert events[frame].equal(heard[frame // 4].expand(2, -1))
+
+
+def test_chunks_meet_in_the_middle_of_their_overlap():
+    """So every frame has sound on both sides of it, at least half an overlap."""
+    encoder = AudioEncoder(AudioConfig.tiny())
+    size, overlap = encoder.config.chunk_frames, encoder.config.overlap_frames
+    wave, hop = noise(16), size - overlap
+    whole, chunks = encoder(wave), []
+    for first in (0, hop):
+        a, b = first * FRAME_SAMPLES, (first + size) * FRAME_SAMPLES
+        chunks.append(encoder._piece(wave, wave, a, b))
+    seam = hop + overlap // 2
+    assert whole[seam - 1].equal(chunks[0][seam - 1])
+    assert whole[seam].equal(chunks[1][seam - hop])
+    assert not chunks[0][seam].equal(chunks[1][seam - hop])
 
 
 def test_refuses_what_it_cannot_do():

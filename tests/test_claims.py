@@ -1,5 +1,6 @@
 """The claims' verdicts on made-up figures, where the truth is known, and what the command keeps."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from toy.claims.measure import (
     NONE,
     NOT,
     REPRODUCED,
+    UNDECIDED,
     Claim,
     Kept,
     Look,
@@ -56,24 +58,27 @@ def weights(tmp_path):
     (-0.1, 0.3, "higher", 0, [0.1], NONE),
     (-0.3, -0.1, "higher", 0, [-0.2], NOT),
     (-0.3, -0.1, "higher", 0, [-0.5, 0.1], NONE),
-    (-0.3, -0.2, "higher", 0.1, [-0.4, -0.05], NONE),            # this one is within the margin
+    (-0.3, -0.2, "higher", 0.1, [-0.4, -0.05], UNDECIDED),       # this one is within the margin
     (-0.3, -0.1, "lower", 0, [-0.2], REPRODUCED),
     (0.1, 0.3, "lower", 0, [0.2], NOT),
     (-0.05, 0.02, "higher", 0.1, [0], REPRODUCED),               # not worse by more than the margin
-    (-0.2, 0.02, "higher", 0.1, [0], NONE),
+    (-0.2, 0.02, "higher", 0.1, [0], UNDECIDED),
     (-0.3, -0.2, "higher", 0.1, [-0.25], NOT)])
 def test_a_verdict_is_where_the_interval_lies(low, high, better, margin, each, expected):
-    assert verdict({"low": low, "high": high, "each": each}, better, margin) == expected
+    seen = {"low": low, "high": high, "each": each, "n": 2}
+    assert verdict(seen, better, margin) == expected
+    assert verdict(seen | {"n": 1}, better, margin) == UNDECIDED  # one film has no interval
 
 
 def test_a_claim_of_several_parts():
     assert together([REPRODUCED] * 2) == REPRODUCED
     assert together([REPRODUCED, NONE]) == NONE
+    assert together([REPRODUCED, NONE, UNDECIDED]) == UNDECIDED
     assert together([REPRODUCED, NONE, NOT]) == NOT
 
 
 def test_models_are_compared_clip_by_clip():
-    """What clips differ in is no uncertainty; what the difference differs in over clips is."""
+    """Clips differ much among themselves; only the spread of the differences counts."""
     apart = RNG.normal(0.03, 0.01, 200)
     clips = RNG.normal(0.5, 0.3, 200)
     ours = [{"jaw": (clips + apart + seed).tolist()} for seed in (0.0, 0.02)]
@@ -123,6 +128,8 @@ def test_a_film_that_is_the_truth_gets_the_best_figures(monkeypatch):
                       "smeared": 0, "seconds": 2}.items():
         assert best[name] == pytest.approx([one] * 3, abs=1e-5), name
     assert best["distance"] == pytest.approx([0] * 4, abs=1e-3) and best["NSV"] == []
+    far = measuring.measure_strangers(cli.WEIGHTS, 3)            # of other clips' mouths
+    assert max(far["LipScore"]) < 0.99 and max(far["jaw"]) < 0.7 and far["distance"] == []
     top = measure_ceiling(cli.WEIGHTS, 3)                        # it stands beside the drawn films
     assert top["sharpness"] == [1] * 3 and top["seconds"] == [] and len(top["distance"]) == 4
     assert max(top["jaw"]) < 0.7 and min(top["distance"]) > 1    # (of other states than these)
@@ -195,7 +202,7 @@ def test_long_films(tmp_path, weights, monkeypatch):
 # ---- What each claim concludes -------------------------------------------------------------------
 
 # Better than any model, so that it would be seen if it counted as one.
-CEILING = {"ceiling": found(0.99, 1) | {"seconds": [], "NSV": []}}
+CEILING = {name: found(0.99, 1) | {"seconds": [], "NSV": []} for name in ("ceiling", "strangers")}
 STRIP = {"strip": sampled.to_text([np.zeros((8, 8, 3), np.uint8)] * 3)}
 
 
@@ -260,7 +267,7 @@ def test_a_claim_is_drawn(tmp_path, name, parts):
 
 # ---- The command ---------------------------------------------------------------------------------
 
-def test_a_claim_that_was_interrupted_goes_on(tmp_path, weights, monkeypatch):
+def test_a_claim_that_was_interrupted_goes_on(tmp_path, weights, monkeypatch, capsys):
     done, full = [], True
 
     def work(kept: Kept) -> None:
@@ -285,15 +292,38 @@ def test_a_claim_that_was_interrupted_goes_on(tmp_path, weights, monkeypatch):
     assert cli.run(command.main, [*argv, "tried"]) == 0          # again: all of it is kept
     assert cli.run(command.main, argv) == 0                      # nothing is missing
     assert len(done) == 3
-    for _ in range(2):                                           # of other clips all is, once
-        assert cli.run(command.main, [*argv, "--clips=5"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "tried.json", "tried.png"]
+    # A trial with other clips does not replace it; with other weights it is measured anew.
+    assert cli.run(command.main, [*argv, "--clips=5"]) == 2
+    assert "tried.json has 20 films of each setting; give that" in capsys.readouterr().err
+    save_config(replace(small(), steps=3), weights)
+    measuring.fingerprint.cache_clear()
+    for _ in range(2):
+        assert cli.run(command.main, argv) == 0
         assert done[3:] == ["a", "b", "c"]
+
+
+def test_a_claim_that_fails_does_not_keep_others_from_being_measured(tmp_path, weights, monkeypatch,
+                                                                     capsys):
+    def fail(kept: Kept) -> None:
+        raise cli.InputError("its training ended")
+
+    def claim(name: str, measure) -> Claim:
+        return Claim(name, "It works.", "It ends.", measure, lambda parts: (
+            REPRODUCED, "It does.", "| a |\n"), lambda path, parts: path.touch())
+
+    monkeypatch.setattr(command, "CLAIMS", {
+        "first": claim("first", fail), "second": claim("second", lambda kept: None)})
+    assert cli.run(command.main, [f"--out={tmp_path / 'out'}", f"--weights={weights}"]) == 2
+    assert capsys.readouterr().err.count("its training ended") == 2
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "[second](#second)" in text and "| first | It works. | not measured yet" in text
 
 
 def test_the_gallery_is_made_of_what_is_kept(tmp_path, weights, capsys):
     kept = Kept(tmp_path / "steps.json", weights, 7)
     assert "**Reproduced**" not in command.gallery(tmp_path)
-    kept.save(verdict=REPRODUCED, seen="As good.", table="| steps |\n| --- |\n| 10 |\n")
+    kept.finish(verdict=REPRODUCED, seen="As good.", table="| steps |\n| --- |\n| 10 |\n")
     text = command.gallery(tmp_path)
     rows = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
     assert "As good. | reproduced | `python -m toy.claims steps` | [steps.png]" in rows[

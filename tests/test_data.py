@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import films, numbered
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 import data
@@ -70,18 +69,22 @@ def test_the_identity_is_a_frame_outside_of_the_window(cache, frozen, tmp_path):
         start, identity = (x.mean().item() for x in (window.latents[0, 0], window.identity))
         assert not start - 0.5 <= identity <= start + 39.5
         assert torch.allclose(window.emotion[0, 0, 0] * 100, torch.tensor(start), atol=0.1)
+    longest = clips(mine, frozen, "test", frames=2, spacing=59)  # there is no frame outside
+    inner = [longest.batch(1, step).identity.mean().round() for step in range(10)]
+    assert 0 < min(inner) < max(inner) < 59
 
 
 def test_latents_are_samples_of_the_posterior(cache, frozen):
-    """(z - mean) / std over all values of many windows has mean 0 and variance 1, and is new in
-    each epoch."""
-    made, found = clips(cache, frozen), []
+    """They are scaled; (z - mean) / std over all values of many windows has mean 0 and variance 1,
+    and is new in each epoch."""
+    stage = load_config(Config, frozen).keyframe
+    made, found = Clips(cache, "train", stage, lambda z: 3 * z, frozen), []
     for step in range(12):
         window = made.batch(4, step)
         for i, (path, rows) in enumerate(window.places):
             shard = load_file(path)
             mean, logvar = (shard[name][rows].float() for name in ("mean", "logvar"))
-            found.append((window.latents[i] - mean) / torch.exp(0.5 * logvar))
+            found.append((window.latents[i] / 3 - mean) / torch.exp(0.5 * logvar))
     z = torch.stack(found)
     assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01
     assert len(z.flatten(1)[:, 0].unique()) == len(z)
@@ -98,6 +101,13 @@ def test_the_order_takes_every_clip_once_before_any_twice(cache, frozen):
     assert torch.equal(torch.cat([part.latents for part in parts]), whole.latents)
     single = made.singles(3, 0)
     assert single.latents.shape == (3, 1, 4, 8, 8) and single.audio_tokens.shape[1] == 1
+
+
+def test_a_clip_comes_as_often_as_windows_go_into_it(cache, frozen):
+    """Windows of 16 frames: three go into 48, two into less."""
+    made = clips(cache, frozen, frames=2, spacing=15)
+    seen = Counter(path.name[0] for step in range(3) for path, _ in made.batch(3, step).places)
+    assert seen == {"1": 2, "2": 2, "3": 2, "4": 3}
 
 
 def test_kinds_have_equal_weight(cache, frozen, tmp_path):
@@ -279,8 +289,15 @@ def test_the_drawn_world_writes_the_same_shards(frozen, tmp_path, monkeypatch):
     interp = load_config(Config, frozen).interp
     inner = Clips(tmp_path, "train", interp, lambda z: z, frozen).batch(1, 0).places[0][1]
     assert np.diff([entry["times"][row] for row in inner]).tolist() == [1] * 13
-    with safe_open(path, "pt") as shard:
-        assert shard.get_tensor("times").tolist().count(-1) == 2  # portraits
+    # A portrait is the identity frame wherever there is one, and never a frame to learn.
+    shard = load_file(path)
+    assert shard["times"].tolist().count(-1) == 2
+    shard["mean"] = shard["times"][:, None, None, None].expand_as(shard["mean"]).half().contiguous()
+    shard["logvar"].fill_(-30)
+    save_part(path, shard, half=False)
+    made = clips(tmp_path, frozen)
+    assert all(made.batch(1, step).identity.round().eq(-1).all() for step in range(5))
+    assert min(made.singles(1, step).latents.min() for step in range(20)) > -0.5
 
 
 def test_caches_that_do_not_fit(cache, frozen, tmp_path):

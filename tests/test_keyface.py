@@ -3,7 +3,8 @@
 import json
 import math
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ import torch
 from conftest import small
 from fixture import FOLDER
 
-from diffusion import AYS, merge, sample, schedule, share_ends
+import diffusion
+from diffusion import AYS, merge, sample, schedule, seeded_noise, share_ends
 from keyface import Config, KeyFace, Plan
 from stage import Conditions, Stage, guided_keyframes, guided_segments
 from tools.cli import InputError
-from unet import sinusoid
+from vae import perceptual
 
 TINY = Config.tiny()
 
@@ -94,7 +96,7 @@ def test_plan_is_the_intended_one():
 
 
 @pytest.mark.parametrize("steps, levels", [(1, 1), (5, 5), (10, 11), (11, 11), (25, 25)])
-def test_schedule(steps, levels):
+def test_the_schedule_falls_from_sigma_max_to_zero(steps, levels):
     for high in (700.0, 80.0):
         sigmas = schedule(steps, high)
         assert len(sigmas) == levels + 1 and sigmas[-1] == 0
@@ -144,13 +146,20 @@ def test_sampler_converges_to_the_ode():
     assert errors[0] / errors[1] == pytest.approx(2, abs=0.1)
 
 
-def test_share_ends():
+def test_shared_ends_are_set_to_their_mean():
     x = torch.arange(12.0).view(3, 4, 1, 1, 1)
     shared = share_ends(x)
     assert shared.flatten().tolist() == [0, 1, 2, 3.5, 3.5, 5, 6, 7.5, 7.5, 9, 10, 11]
     assert x.flatten().tolist() == list(range(12))
     assert share_ends(shared).equal(shared) and share_ends(x[:1]).equal(x[:1])
     assert merge(x).flatten().tolist() == [0, 1, 2, 3.5, 5, 6, 7.5, 9, 10, 11]
+
+
+def test_noise_of_another_seed_stage_or_window_is_another():
+    rows = torch.stack([seeded_noise(*numbers, (10000,)) for numbers in product((0, 1), repeat=3)])
+    assert rows.mean(1).abs().max() < 0.05 and (rows.std(1) - 1).abs().max() < 0.05
+    assert (torch.corrcoef(rows) - torch.eye(8)).abs().max() < 0.05
+    assert seeded_noise(1, 0, 1, (10000,)).equal(rows[5])
 
 
 # ---- the models ---------------------------------------------------------------------------------
@@ -196,20 +205,59 @@ def test_clips_of_a_batch_are_independent(config):
         torch.testing.assert_close(together[one], alone, atol=1e-5, rtol=1e-5)
 
 
+def test_a_step_of_training_draws_noise_levels_and_drops_conditions_as_configured():
+    torch.manual_seed(0)
+    config = replace(TINY.keyframe, p_mean=0.3, p_std=1.3, drop_identity=0.1, drop_audio=0.2)
+    draws = Stage(config).draw((40000, 1, 1, 1, 1))
+    level = draws.sigma.log()
+    assert (level.mean() - 0.3).abs() < 0.03 and (level.std() - 1.3).abs() < 0.03
+    assert (draws.keep_identity.mean() - 0.9).abs() < 0.01
+    assert (draws.keep_audio.mean() - 0.8).abs() < 0.01
+    rows = torch.stack([level, draws.keep_identity, draws.keep_audio, draws.noise.flatten()])
+    assert (torch.corrcoef(rows) - torch.eye(4)).abs().max() < 0.03
+    assert (draws.noise.std() - 1).abs() < 0.03
+
+
 @torch.no_grad()
-def test_dropped_conditions_are_zero():
-    model, c = stage(TINY.keyframe), clips(4, 3)
-    keep_identity, keep_audio = torch.tensor([1.0, 0, 1, 0]), torch.tensor([1.0, 1, 0, 0])
-    full = model.conditions(c["latents"], c["audio"], c["emotion"])
-    some = full.keep(keep_identity, keep_audio)
-    for kept, a, b in ((keep_identity, some.concat, full.concat),
-                       (keep_audio, some.context, full.context)):
-        assert a[kept == 1].equal(b[kept == 1]) and not a[kept == 0].any()
-        assert b.flatten(1).any(1).all()
-    assert some.emotion.equal(full.emotion)  # the emotion is never dropped
-    width = TINY.keyframe.unet.emotion_dim // 2
-    for half, values in zip(full.emotion.split(width, 1), c["emotion"].unbind(-1)):
-        assert half.equal(sinusoid(values.flatten(), width))
+def test_a_step_of_training_denoises_what_is_drawn_with_what_is_kept():
+    model, c = stage(TINY.keyframe), clips(2, 3)
+    asked, denoised = [], torch.randn(2, 3, *TINY.keyframe.latent_shape)
+    draws = model.draw(c["x"].shape)._replace(keep_identity=torch.tensor([1.0, 0.0]),
+                                              keep_audio=torch.tensor([0.0, 1.0]))
+    conditions = c["latents"], c["audio"], c["emotion"]
+    model.denoise = lambda *given: asked.append(given) or denoised
+    latent, _ = model(None, c["x"], *conditions, draws)
+    [(x, sigma, known, _)] = asked
+    expected = model.conditions(*conditions).keep(draws.keep_identity, draws.keep_audio)
+    assert sigma.equal(draws.sigma) and all(a.equal(b) for a, b in zip(known, expected))
+    for i in range(2):
+        torch.testing.assert_close(x[i], c["x"][i] + draws.sigma[i] * draws.noise[i])
+    loss = diffusion.latent_loss(denoised, c["x"], draws.sigma, TINY.keyframe.lambda_lower)
+    torch.testing.assert_close(latent, loss.mean())
+
+
+@torch.no_grad()
+def test_the_pixel_loss_is_that_of_one_decoded_frame_of_the_windows_that_have_a_picture():
+    config = replace(TINY.keyframe, pixel_weight=0.5)
+    model, c = stage(config), clips(2, 3)
+    denoised = torch.randn(2, 3, *config.latent_shape)
+    model.denoise = lambda *_: denoised
+    model.distance = lambda vae, a, b: (a - b).abs().mean((1, 2, 3))
+    vae = SimpleNamespace(to_images=lambda z: z[:, :3])
+    draws, pixels = model.draw(c["x"].shape), torch.randn(1, 3, 16, 16)
+    _, pixel = model(vae, c["x"], c["latents"], c["audio"], c["emotion"], draws, pixels, 2)
+    error = denoised[:1, 2, :3] - pixels
+    weight = 1 + draws.sigma[0] ** -2
+    torch.testing.assert_close(pixel, 0.5 * weight * (error.square().mean() + error.abs().mean()))
+
+
+def test_the_perceptual_distance_is_two_less_twice_the_cosine():
+    """Of the features of each pixel, a mean over pixels and a sum over levels."""
+    a, b = ([torch.randn(2, 5, side, side) for side in (8, 4)] for _ in range(2))
+    found = {"a": a, "b": b}
+    vae = SimpleNamespace(encoder=SimpleNamespace(levels=found.get))
+    expected = sum(2 - 2 * torch.cosine_similarity(p, q).mean((1, 2)) for p, q in zip(a, b))
+    torch.testing.assert_close(perceptual(vae, "a", "b"), expected)
 
 
 @torch.no_grad()
@@ -321,11 +369,10 @@ class Numbered:
 
 
 @pytest.mark.parametrize("dummy_first", [False, True])
-@pytest.mark.parametrize("average_shared", [False, True])
-def test_every_frame_is_made_for_its_own_sound(dummy_first, average_shared):
+def test_every_frame_is_made_for_its_own_sound(dummy_first):
     """For every kind of ending: within a segment, on a keyframe, on either side of a window."""
     config = Config.tiny()
-    config.dummy_first, config.average_shared = dummy_first, average_shared
+    config.dummy_first = dummy_first
     model = KeyFace(config)
     for n in (1, 2, 13, 14, 15, 27, 28, 169, 170, 171, 182, 183, 184, 196, 339, 366):
         double = Numbered(n)
@@ -396,6 +443,19 @@ def test_length_seed_and_repeatability():
         assert count == 1 or (first[1:] != first[:-1]).any((1, 2, 3)).all()
 
 
+@pytest.mark.parametrize("average_shared", [False, True])
+def test_copies_of_a_shared_frame_are_averaged_at_each_step_or_only_at_the_end(
+        brief, monkeypatch, average_shared):
+    """In the former case they are equal at each step: their noise is the same, too."""
+    monkeypatch.setattr(brief, "config", replace(brief.config, average_shared=average_shared))
+    asked, denoise = [], brief.interp.denoise
+    monkeypatch.setattr(brief.interp, "denoise",
+                        lambda x, *given: asked.append(x) or denoise(x, *given))
+    list(brief.animate(IMAGE, sound(0.5), steps=3))
+    apart = [(x[:-1, -1] - x[1:, 0]).abs().max().item() for x in asked]
+    assert len(apart) == 3 and (max(apart) == 0 if average_shared else min(apart) > 0.01)
+
+
 def test_a_longer_sound_begins_with_the_same_film(brief):
     """What comes after the next window and its last chunk of sound changes nothing: three
     groups of 12 frames hear window 3, which ends at frame 45, and chunks that end 24 frames later,
@@ -416,5 +476,12 @@ def test_a_film_started_late_is_the_rest_of_it(brief):
         rest = list(brief.animate(IMAGE, wave, "0:sad 1:happy", steps=1, start=start))
         assert np.array_equal(rest, whole[start:]), start
     for start in (-1, 40):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match="start: .*; the video has frames 0 to 39"):
             next(brief.animate(IMAGE, wave, start=start))
+
+
+def test_settings_that_cannot_be_used_are_refused(brief):
+    for settings in ({"steps": 0}, {"seed": -1}, {"id_guidance": math.nan},
+                     {"audio_guidance": math.inf}, {"autoguidance": math.nan}):
+        with pytest.raises(InputError, match="at least 1|must be finite"):
+            next(brief.animate(IMAGE, sound(0.1), **settings))

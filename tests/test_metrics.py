@@ -3,8 +3,10 @@ the truth itself, moved, blurred, frozen, by another person."""
 
 import json
 import math
+import subprocess
 from dataclasses import replace
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -69,7 +71,7 @@ def seen(films, tmp_path_factory):
         measured.first_and_last("likeness", "higher", "likeness")
         measured.first_and_last("sharpness", "as the truth", "sharpness")
         found[name] = {row["metric"].split(",")[0] if "Frechet" in row["metric"] else row["metric"]:
-                       row["generated"]["value"] for row in measured.rows}
+                       row["generated"]["value"] for row in measured.rows if "generated" in row}
     return found
 
 
@@ -110,8 +112,9 @@ def test_the_command(films, tmp_path, capsys, monkeypatch):
     written = (out / "evaluation.md").read_text()
     assert "| LipScore (toy) | higher | " in written and said.out.startswith(written)
     found = json.loads((out / "evaluation.json").read_text())
-    assert {row["metric"]: row["generated"]["n"] for row in found["rows"]}[
-        "LipLeak: open mouths to silent sound"] == 1
+    rows = {row["metric"]: row for row in found["rows"]}
+    assert rows["LipLeak: open mouths to silent sound"]["generated"]["n"] == 1
+    assert [row["truth"]["n"] for name, row in rows.items() if "halves of the" in name] == [2, 2]
     assert any(line.startswith("the slope") for line in found["left out"])
     assert len((out / "curves.csv").read_text().splitlines()) == 1 + 4 * 2
     assert (out / "curves.png").stat().st_size > 10_000
@@ -305,5 +308,10 @@ def test_lip_score_by_landmarks(films, monkeypatch):
     assert "1 videos: neither NAME.landmarks.npy" in score(film("truth", landmarks=None))
 
 
-def test_shape_of_a_video(films):
-    assert video_shape(films / "truth" / "0.mp4") == (SIZE, SIZE, 25.0)
+def test_shape_of_a_video_that_is_shown_upright(tmp_path):
+    plain, turned = tmp_path / "plain.mp4", tmp_path / "turned.mp4"
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error"]
+    subprocess.run([*ffmpeg, "-f", "lavfi", "-i", "color=s=64x32:r=25:d=1", plain], check=True)
+    subprocess.run([*ffmpeg, "-display_rotation", "90", "-i", plain, "-c", "copy", turned],
+                   check=True)
+    assert video_shape(plain) == (64, 32, 25.0) and video_shape(turned) == (32, 64, 25.0)

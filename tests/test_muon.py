@@ -1,8 +1,10 @@
-"""The optimizer of the autoencoder against the singular values of a matrix, and torch's own."""
+"""The optimizer against the singular values of a matrix, and torch's own."""
 
 import torch
 from torch import nn
 
+from stage import Config, Stage
+from tools import scaling
 from tools.muon import Muon, orthogonal
 from vae import VAE, VAEConfig
 
@@ -56,3 +58,12 @@ def test_every_parameter_steps_once():
     again = Muon(vae, 1e-3, ("conv_in", "conv_out"))
     again.load_state_dict(optimizer.state_dict())
     assert len(again.state) == len(optimizer.state) == len(list(vae.parameters())) - 1
+
+
+def test_the_layers_at_the_ends_of_a_network_are_adamws():
+    stage = Stage(Config.tiny().keyframe)
+    rest = {id(p) for p in scaling.optimizer(stage, 1e-3).param_groups[1]["params"]}
+    matrices = {name for name, p in stage.named_parameters() if p.ndim > 1 and id(p) in rest}
+    assert matrices == {
+        "audio_proj.weight", "unet.input_blocks.0.0.weight", "unet.time_embed.0.weight",
+        "unet.label_emb.0.0.weight", "unet.out.2.weight"}

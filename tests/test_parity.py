@@ -1,8 +1,10 @@
 """The code against numbers of the released model (tests/parity/README.md): one test a fixture,
 every tensor compared."""
 
+import json
 import os
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from fixture import FOLDER, Fixture, names_at_full_size
 
 import audio
+import diffusion
 from diffusion import (
     AYS,
     autoguide,
@@ -26,7 +29,16 @@ from diffusion import (
 )
 from evaluation import mouths
 from evaluation.lipreader import LipReader, LipReaderConfig, positions
-from stage import Conditions, Stage, StageConfig, guidance_parts, guided_keyframes, guided_segments
+from keyface import Film, KeyFace, Plan
+from stage import (
+    Conditions,
+    Config,
+    Stage,
+    StageConfig,
+    guidance_parts,
+    guided_keyframes,
+    guided_segments,
+)
 from tools.released import autoencoder, renamed
 from unet import UNetConfig, sinusoid
 from vae import VAE, VAEConfig
@@ -168,16 +180,6 @@ def test_vae_diffusers_temporal():
     fx.close("dec.clip", vae.decode(fx["in.z"], frames=len(fx["in.z"])), atol)
     fx.close("dec.single", vae.decode(fx["in.z"]), atol)
     fx.finish()
-
-
-def test_vae_names_and_shapes_at_full_size():
-    with torch.device("meta"):
-        state = VAE(VAEConfig()).state_dict()
-    assert {k: list(v.shape) for k, v in state.items()} == {
-        k.removeprefix("first_stage_model."): shape
-        for k, shape in names_at_full_size("vae")["shapes"].items()
-        if k.startswith("first_stage_model.")
-    }
 
 
 # ---- network, conditioning, diffusion ---------------------------------------------------------
@@ -437,7 +439,7 @@ def test_diffusion(fx):
 
 
 def check_sampling(fx, stage, latents, guided, emotion=None):
-    """Conditions, then every step of the sampler."""
+    """Conditions, then every step of the sampler; returns the tolerance of the last."""
     c = fx.config
     known = stage.conditions(latents, fx["in.audio_emb"], emotion)
     none = torch.zeros(1)
@@ -451,11 +453,34 @@ def check_sampling(fx, stage, latents, guided, emotion=None):
     steps = list(sample(guided(known), noise, schedule(c["num_steps"])))
     assert len(steps) == c["network_evaluations"]
     fx.close_steps("steps", [x.flatten(0, 1) for x in steps], limit)
-    fx.close("out.z", steps[-1].flatten(0, 1), limit * fx["out.z"].abs().max().item())
+    limit *= fx["out.z"].abs().max().item()
+    fx.close("out.z", steps[-1].flatten(0, 1), limit)
+    return limit
+
+
+def generator(monkeypatch, tokens, noise, **stages) -> KeyFace:
+    """One with the released model's settings and these stages, which hears these tokens and draws
+    this noise."""
+    model = KeyFace(Config.tiny())
+    model.config = replace(
+        Config(), **{name: stage.config for name, stage in stages.items() if "bad" not in name})
+    model.audio = model.interp_audio = SimpleNamespace(
+        encode=lambda wave, start, stop: tokens[start:stop])
+    for name, stage in stages.items():
+        setattr(model, name, stage)
+    monkeypatch.setattr(diffusion, "seeded_noise", lambda *_: noise)
+    return model
+
+
+def film(model, plan: Plan, identity, emotion=None) -> Film:
+    """One with the model's own steps and guidance."""
+    c = model.config
+    return Film(plan, identity, torch.zeros(1), None, emotion, c.steps, c.id_guidance,
+                c.audio_guidance, c.autoguidance, 0, lambda *_: None)
 
 
 @torch.no_grad()
-def test_sample_keyframe(fx):
+def test_sample_keyframe(fx, monkeypatch):
     network, g = Fixture("unet_keyframe"), fx.config["guidance"]
     stage = stage_of(
         network,
@@ -464,19 +489,27 @@ def test_sample_keyframe(fx):
     )
     load_network(stage, network)
     stage.audio_proj.load_state_dict(fx.weights("cond.sd.embedders.3.linear."))
-    check_sampling(
+    emotion = torch.stack([fx["in.valence"], fx["in.arousal"]], dim=-1)  # (1, T, 2)
+    limit = check_sampling(
         fx,
         stage,
         fx["in.cond_frames"],
-        emotion=torch.stack([fx["in.valence"], fx["in.arousal"]], dim=-1),
+        emotion=emotion,
         guided=lambda known: guided_keyframes(
             stage.denoise, known, g["id_guidance"], g["audio_guidance"]
         ),
     )
+    # The same by the generator, for which a keyframe stands for 13 frames.
+    tokens, emotion = (x[0].repeat_interleave(13, 0) for x in (fx["in.audio_emb"], emotion))
+    model = generator(monkeypatch, tokens, fx["in.noise"][None], keyframe=stage)
+    t = fx.config["shapes"]["T"]
+    plan = Plan(13 * (t - 1) + 1, 13, t, dummy_first=False)
+    made = film(model, plan, fx["in.cond_frames"], emotion)
+    fx.close("out.z", model.sample_keyframes(made, 0), limit)
 
 
 @torch.no_grad()
-def test_sample_interp(fx):
+def test_sample_interp(fx, monkeypatch):
     network = Fixture("unet_interp")
     stages = []
     for factor in (1.0, 0.9):  # the bad network is the good one times 0.9
@@ -490,12 +523,51 @@ def test_sample_interp(fx):
         stages.append(stage)
     good, bad = stages
     weight = fx.config["guidance"]["autoguidance"]
-    check_sampling(
+    ends = fx["in.cond_frames"].transpose(1, 2)  # (S, 2, C, h, w)
+    limit = check_sampling(
         fx,
         good,
-        fx["in.cond_frames"].transpose(1, 2),
+        ends,
         guided=lambda known: guided_segments(good.denoise, known, weight, bad.denoise, known),
     )
+    # The same by the generator, a film for each segment: nothing is averaged.
+    t, found = fx.config["shapes"]["T"], []
+    for keys, tokens, noise in zip(ends, fx["in.audio_emb"], fx["in.noise"].split(t)):
+        model = generator(monkeypatch, tokens, noise, interp=good, interp_bad=bad)
+        plan = Plan(t, t - 1, t, dummy_first=False)
+        found.append(model.sample_segments(film(model, plan, keys[:1]), 0, keys))
+    fx.close("out.z", torch.cat(found), limit)
+
+
+def test_the_default_configuration_is_the_released_models():
+    """Settings that the fixtures above are given by hand."""
+    told = {name: json.loads((FOLDER / f"{name}.json").read_text())
+            for name in ("diffusion", "vae", "sample_keyframe", "sample_interp")}
+    config, scale = Config(), told["vae"]["scale_factor"]
+    assert config.vae.scale_factor == scale
+    for stage, name in ((config.keyframe, "sample_keyframe"), (config.interp, "sample_interp")):
+        assert (stage.p_mean, stage.p_std) == (told["diffusion"]["p_mean"],
+                                               told["diffusion"]["p_std"])
+        assert stage.sigma_max == told["diffusion"]["ays_table"][0]
+        assert stage.condition_scale == 1 / scale and not stage.blend and not stage.without
+        assert config.steps == told[name]["num_steps"]
+        for weight, value in told[name]["guidance"].items():
+            assert getattr(config, weight) == value
+        # Stable Video Diffusion has 5, 10, 20 and 20 heads on its levels.
+        unet = stage.unet
+        heads = [n * unet.model_channels / unet.num_head_channels for n in unet.channel_mult]
+        assert heads == [5, 10, 20, 20]
+    pixel = told["vae"]["pixel"]
+    assert config.keyframe.lambda_lower == pixel["lambda_lower"]
+    assert config.keyframe.pixel_weight == pixel["weight_pixel"] and not config.interp.pixel_weight
+    assert config.dummy_first and not config.average_shared
+    assert {a.mapping for a in (config.audio, config.interp_audio)} == {"released"}
+    assert (config.audio.speech, config.interp_audio.speech) == ("wavlm", "wav2vec2")
+    from transformers import WavLMConfig
+
+    theirs = WavLMConfig()
+    assert all(getattr(theirs, f.name) == getattr(config.audio.wavlm, f.name)
+               for f in fields(config.audio.wavlm) if f.name != "conv_dim")
 
 
 def sizes_of(config_class, given: dict):

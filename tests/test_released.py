@@ -115,11 +115,8 @@ def test_each_name_has_one_counterpart_in_diffusers(full, kind, part, prefix):
                        "interp": {"audio_proj.weight", "audio_proj.bias", "learned_mask"}}[stage]
 
 
-def test_shapes_and_totals_of_svd_in_diffusers(full):
+def test_shapes_of_svd_in_diffusers(full):
     theirs = KEYS["svd_diffusers"]
-    for kind, total in theirs["totals"].items():
-        assert len(theirs[kind]) == total["tensors"]
-        assert sum(int(np.prod(s)) for s in theirs[kind].values()) == total["parameters"]
     for stage, differs in KEYS["map_svd"]["shape_differs"].items():
         ours, given = shapes(full.parts()[stage]), released.renamed(stage, theirs["unet"])
         assert {name.removeprefix("unet."): [ours[name], shape] for name, shape in given.items()

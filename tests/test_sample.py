@@ -73,9 +73,9 @@ def files(tmp_path_factory):
     float_wav(folder / "nan.wav", [0, np.nan, 0.5] * 400)
     float_wav(folder / "infinite.wav", [0, -np.inf, 0.5] * 400)
     write_wav(folder / "no samples.wav", [])
+    write_wav(folder / "long.wav", tone(4))
     for ending in ("wav", "mp3", "flac", "webm", "mp4", "m4a", "ogg"):
         whole = folder / f"whole.{ending}"
-        write_wav(folder / "long.wav", tone(4))
         convert(folder / "long.wav", whole, *["-movflags", "+faststart"][:2 * (ending == "mp4")])
     whole = (folder / "whole.m4a").read_bytes()
     (folder / "cut.m4a").write_bytes(whole[:len(whole) * 4 // 5])
@@ -97,13 +97,17 @@ def files(tmp_path_factory):
     return folder
 
 
+ASKED = []                  # what each film of `Model` was asked for: samples, emotion, settings
+
+
 class Model:
     """Stands in for the real one: grey frames that know their number."""
     size, interp_bad = 64, None
     config = SimpleNamespace(steps=10, id_guidance=1.5, audio_guidance=2, autoguidance=1)
     trouble = None          # raised after 5 frames
 
-    def animate(self, image, audio, emotion, *, progress, seed, **settings):
+    def animate(self, image, audio, emotion, *, progress, **settings):
+        ASKED.append((len(audio), emotion, settings))
         assert image.shape == (64, 64, 3)
         assert image.dtype == np.uint8
         for i in range(media.frame_count(len(audio))):
@@ -127,6 +131,21 @@ def run(files, tmp_path, monkeypatch, capsys):
         status = cli.run(sample.main, argv)
         return status, capsys.readouterr().err
     return run
+
+
+def test_the_film_is_the_one_that_was_asked_for(run, files, tmp_path):
+    own = {"steps": 10, "id_guidance": 1.5, "audio_guidance": 2, "seed": 0}
+    for options, emotion, settings in (
+            ({}, "neutral", own),
+            ({"audio": None}, cli.EMOTION, own),        # the shipped sound's
+            ({"emotion": "sad", "steps": 3, "seed": 5, "id_guidance": 0.0, "audio_guidance": 4.0,
+              "size": 128}, "sad", {"steps": 3, "seed": 5, "id_guidance": 0, "audio_guidance": 4})):
+        ASKED.clear()
+        status, said = run(**options)
+        samples = len(media.read_audio(options.get("audio", files / "good.wav") or cli.AUDIO))
+        assert status == 0 and ASKED == [(samples, emotion, settings)], said
+        side = options.get("size", 256)
+        assert f"{side}x{side}" in probe(tmp_path / "film.mp4")[0]
 
 
 def test_a_strange_picture_is_told_and_animated(run, tmp_path):
@@ -318,6 +337,11 @@ def test_files_that_are_no_pictures_are_called_what_they_are(run, tmp_path, star
     ("0:neutral 0.08:1,-1 9:sad", [(0, 0), (0.5, -0.5), (1, -1)])])
 def test_emotion_curve(emotion, expected):
     assert np.allclose(emotion_curve(emotion, 3), expected)
+
+
+def test_a_table_of_emotions_has_valence_before_arousal(files):
+    expected = [(0, 0), (0.02, -0.04), (0.04, -0.08)]
+    assert np.allclose(emotion_curve(files / "good.csv", 3), expected)
 
 
 def test_an_emotion_may_begin_with_a_minus(capsys):
@@ -621,7 +645,7 @@ def test_installed_without_the_clone(run, tmp_path, monkeypatch):
 
 
 def test_files_without_the_right_to_read_them(run, files, monkeypatch):
-    for option, name in (("emotion", "good.csv"), ("image", "good.png")):     # they add up
+    for option, name in (("emotion", "good.csv"), ("image", "good.png")):  # each forbids one more
         forbid(monkeypatch, name)
         status, said = run(**{option: files / name})
         assert (status, said.count("\n")) == (2, 1)
@@ -638,7 +662,7 @@ def test_signals_during_imports_leave_no_traceback(tmp_path, number, module):
             if line.split()[-1] == module:
                 break
         process.send_signal(number)
-        rest = process.communicate(timeout=10)[1]
+        rest = process.communicate(timeout=200)[1]
     assert process.returncode == 128 + number
     assert "Traceback" not in rest
     assert not list(tmp_path.rglob("*.*"))
@@ -654,7 +678,7 @@ def test_a_signal_while_sampling_leaves_nothing(files, tmp_path):
             said += (letter := process.stderr.read(1))
             assert letter, said                     # else it has ended
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
+        process.communicate(timeout=200)
     assert process.returncode == 130
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -4,6 +4,7 @@
 Everything is written to a temporary name and then renamed, and read with errors that name the file.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -316,6 +317,12 @@ def load_state(path: str | Path) -> dict:
 
 
 @cache
+def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of weights in a folder, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.glob("*.safetensors"))}
+
+
 def code_version() -> str:
     """What git called this state of the code when it was first asked; "unknown" without git."""
     try:

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 
 from evaluation.watch import sharpness
+from stage import Config
 from tools import frechet
-from tools.checkpoint import read_json, save_text
+from tools.checkpoint import code_version, hashes, load_config, read_json, save_text
+from tools.cli import InputError
 from tools.media import FPS
 from tools.stats import bootstrap, correlation, counted, figure, interval, show
 from toy.evaluation.films import face_of, loaded, made, make_truth, workers
@@ -30,9 +32,10 @@ from toy.evaluation.stats import smeared
 from toy.vocalisations import KINDS
 from toy.world import Clip, make_clip
 
-SPEECH_SEEDS, OTHER_SEEDS = 77_000_000, 78_000_000         # that nothing else looks at
+SPEECH_SEEDS, OTHER_SEEDS = 77_000_000, 78_000_000         # of clips that nothing else looks at
 SPEECH, OTHER = 4.0, 3.0                                   # seconds of a clip
-REPRODUCED, NOT, NONE = "reproduced", "not reproduced", "no difference seen"
+REPRODUCED, NOT = "reproduced", "not reproduced"
+NONE, UNDECIDED = "no difference seen", "undecided"        # of what is to differ; to be alike
 # What `measure` finds of each clip and which way is better.
 BETTER = {"jaw": "higher", "width": "higher", "rounding": "higher", "LipScore": "higher",
           "sharpness": "higher", "likeness": "higher", "smeared": "lower", "seconds": "lower",
@@ -56,34 +59,48 @@ class Claim:
 
 
 class Kept:
-    """The parts of a claim's figures, in one file that is written anew after each. Parts that were
-    measured with other weights or another number of clips do not count."""
+    """The parts of a claim's figures, kept in NAME.parts.json as they come; NAME.json has them when
+    the claim is finished. Parts that were measured with other weights or another number of clips do
+    not count. Raises InputError rather than have another number of clips replace a result."""
 
     def __init__(self, path: Path, weights: Path, clips: int):
         self.path, self.weights, self.clips = path, weights, clips
         self.made_with = {"weights": fingerprint(weights), "clips": clips}
-        before = read_json(path) if path.exists() else {}
-        before = before if before.get("made with") == self.made_with else {}
-        self.parts, self.finished = before.get("parts", {}), "verdict" in before
+        self.parts, self.finished = {}, False
+        for each in (self.unfinished, path):
+            found = read_json(each) if each.exists() else {}
+            made_with = found.get("made with", {})
+            if each == path and made_with.get("weights") == self.made_with["weights"] and (
+                    made_with.get("clips") != clips):
+                raise InputError(f"--clips: {path} has {made_with.get('clips')} films of each "
+                                 "setting; give that number, or another --out")
+            if made_with == self.made_with:
+                self.parts = found["parts"] | self.parts
+                self.finished = each == path
+
+    @property
+    def unfinished(self) -> Path:
+        return self.path.with_suffix(".parts.json")
 
     def part(self, name: str, of: Callable[[], object]) -> object:
         """What `of` returns, in JSON's types; it is called only where it has not been before."""
         if name not in self.parts:
             self.parts[name] = of()
-            self.save()
+            save_text(self.unfinished, json.dumps({"made with": self.made_with,
+                                                   "parts": self.parts}))
         return self.parts[name]
 
-    def save(self, **more: object) -> None:
-        save_text(self.path, json.dumps({"made with": self.made_with, **more, "parts": self.parts}))
+    def finish(self, **result: object) -> None:
+        save_text(self.path, json.dumps({"made with": self.made_with, "version": code_version(),
+                                         **result, "parts": self.parts}))
+        self.unfinished.unlink(missing_ok=True)
 
 
 @cache
 def fingerprint(weights: Path) -> str:
     """Of what is in a weights folder."""
-    found = hashlib.sha256()
-    for path in sorted([*weights.glob("*.safetensors"), weights / "config.json"]):
-        found.update(path.read_bytes())
-    return found.hexdigest()[:12]
+    text = (weights / "config.json").read_text() + repr(hashes(weights))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 # ---- Films and what is seen of them --------------------------------------------------------------
@@ -170,13 +187,25 @@ def measure(weights: Path, clips: int, settings: dict | None = None, nsv: int = 
              for clip in truth(shipped, clips, nsv)[0]]
     seen = list(made(pool(), watch_film, tasks, ", ".join(
         f"{name} {value:g}" for name, value in (settings or {}).items()) or "films"))
-    return figures_of(seen, loaded(weights).config.keyframe.spacing, shipped, clips, nsv)
+    return figures_of(seen, load_config(Config, weights).keyframe.spacing, shipped, clips, nsv)
 
 
 def measure_ceiling(weights: Path, clips: int, nsv: int = 0) -> dict[str, list]:
     """The same of the drawn clips after the autoencoder, the best that its models can do."""
-    seen, spacing = truth(weights, clips, nsv)[2], loaded(weights).config.keyframe.spacing
+    seen, spacing = truth(weights, clips, nsv)[2], load_config(Config, weights).keyframe.spacing
     return figures_of(seen, spacing, weights, clips, nsv) | {"seconds": []}
+
+
+def measure_strangers(weights: Path, clips: int, nsv: int = 0) -> dict[str, list]:
+    """The same of drawn clips, each of which is taken for the one before it: what is reached
+    without hearing anything."""
+    def turned(seen: Sequence[Look]) -> list[Look]:
+        return [*seen[1:], *seen[:1]]
+
+    seen, spacing = truth(weights, clips, nsv)[2], load_config(Config, weights).keyframe.spacing
+    found = figures_of([*turned(seen[:clips]), *turned(seen[clips:])], spacing, weights, clips, nsv)
+    return {name: values if name in ("jaw", "width", "rounding", "LipScore", "NSV") else []
+            for name, values in found.items()}
 
 
 def figures_of(seen: Sequence[Look], spacing: int, weights: Path, clips: int, nsv: int) -> dict:
@@ -238,18 +267,22 @@ def value(found: list[dict], name: str) -> dict:
 
 
 def verdict(difference: dict, better: str = "higher", margin: float = 0.0) -> str:
-    """What a difference of `compare` shows of a claim that it is `better` than -margin: that it is
-    so where the whole interval says so, and each seed too; that it is not where the whole interval
-    says the opposite, and each seed too."""
+    """Of a claim that a difference of `compare` is `better` than -margin: it is reproduced if the
+    whole interval lies above -margin, and each seed too; it is not if all of these lie below. Else
+    no difference is seen, or, with a margin, it is undecided whether two things are alike."""
     sign = 1 if better == "higher" else -1
     found = [sign * x for x in (difference["low"], difference["high"], *difference["each"])]
-    return REPRODUCED if min(found) > -margin else NOT if max(found) < -margin else NONE
+    if difference["n"] < 2:                                # one film has no interval
+        return UNDECIDED
+    if min(found) > -margin:
+        return REPRODUCED
+    return NOT if max(found) < -margin else UNDECIDED if margin else NONE
 
 
 def together(verdicts: Iterable[str]) -> str:
     """Of a claim of several parts: it is reproduced if all are, and is not if one is not."""
     found = set(verdicts)
-    return NOT if NOT in found else NONE if NONE in found else REPRODUCED
+    return next(each for each in (NOT, UNDECIDED, NONE, REPRODUCED) if each in found)
 
 
 def cells(found: list[dict], names: Iterable[str]) -> list[str]:

@@ -1,8 +1,9 @@
 """The claims for which something is trained: ablations, and the chained baseline of `long`.
 
 An ablation compares variants of the shipped model (variants.py), each trained from two seeds. Some
-spare the second seed of all but the shipped variant, whose two tell what a seed does. The films of
-all are made of the same people, sentences and voices, in the same way, and compared film by film.
+train all but the shipped variant from one seed only; the shipped one's two then show how much a
+seed matters. The films of all are made of the same people, sentences and voices, in the same way,
+and compared film by film.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from toy.claims.measure import (
     markdown,
     measure,
     measure_ceiling,
+    measure_strangers,
     together,
     value,
     verdict,
@@ -98,7 +100,8 @@ ABLATIONS = (
 
 def measure_variants(ablation: Ablation, kept: Kept) -> None:
     """Two by two, all of the first seed first, so that there is something to see soon."""
-    kept.part("ceiling", partial(measure_ceiling, kept.weights, kept.clips, ablation.nsv))
+    for name, function in (("ceiling", measure_ceiling), ("strangers", measure_strangers)):
+        kept.part(name, partial(function, kept.weights, kept.clips, ablation.nsv))
     missing = [(name, chain(ablation.stages, variant, seed, ablation.times))
                for seed in range(SEEDS) for label, variant in ablation.variants.items()
                if seed in ablation.seeds_of(label)
@@ -127,7 +130,7 @@ def judge_variants(ablation: Ablation, parts: dict) -> tuple[str, str, str]:
     names = ablation.figures()
     rows = [[label, str(len(found := ablation.of_seeds(parts, label))), *cells(found, names)]
             for label in ablation.variants]
-    rows.append(["ceiling", "-", *cells([parts["ceiling"]], names)])
+    rows += [[name, "-", *cells([parts[name]], names)] for name in ("ceiling", "strangers")]
     table = markdown([ablation.name, "seeds", *names], rows)
     return together(verdicts), "; ".join(seen) + ".", table
 
@@ -138,7 +141,10 @@ def draw_variants(ablation: Ablation, path: Path, parts: dict) -> None:
     names, labels = ablation.figures(), list(ablation.variants)
     judged = {name for name, *_ in ablation.tests}
     fig = Figure(figsize=(14, 1.2 + 1.1 * len(labels)), layout="constrained")
-    for axes, name in zip(fig.subplots(2, -(-len(names) // 2), sharey=True).flat, names):
+    panels = fig.subplots(2, -(-len(names) // 2), sharey=True).flat
+    for axes in panels[len(names):]:
+        axes.set_visible(False)
+    for axes, name in zip(panels, names):
         for y, label in enumerate(labels):
             found = value(ablation.of_seeds(parts, label), name)
             axes.plot([found["low"], found["high"]], [y, y], color=f"C{y}")
@@ -148,7 +154,8 @@ def draw_variants(ablation: Ablation, path: Path, parts: dict) -> None:
             axes.axvline(value([parts["ceiling"]], name)["value"], color="k", ls=":", lw=1)
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.set_title(name, fontsize=10, fontweight="bold" if name in judged else "normal")
+        axes.set_title(name + ", axis reversed" * (BETTER[name] == "lower"), fontsize=10,
+                       fontweight="bold" if name in judged else "normal")
         axes.grid(alpha=0.3)
         axes.locator_params(axis="x", nbins=4)
         if BETTER[name] == "lower":

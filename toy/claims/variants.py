@@ -130,6 +130,7 @@ def folder_for(weights: Path) -> Path:
     """The folder of all that begins from the frozen parts and keyframes of a weights folder, and
     is trained in the same way."""
     found = hashlib.sha256((weights / "keyframe.safetensors").read_bytes())
+    found.update((weights / "config.json").read_bytes())
     found.update(repr((STEPS, CLIPS, FRAMES)).encode())
     found.update(fingerprint(weights, load_config(Config, weights)).encode())
     return FOLDER / found.hexdigest()[:8]

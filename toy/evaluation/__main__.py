@@ -25,7 +25,7 @@ import torch
 from evaluation.watch import sharpness
 from keyface import KeyFace
 from tools import cli
-from tools.checkpoint import code_version, save_text
+from tools.checkpoint import code_version, hashes, save_text
 from tools.cli import WEIGHTS, number
 from tools.media import FPS
 from tools.stats import best_lag, bootstrap, correlation, counted, wilson
@@ -436,13 +436,13 @@ def main(argv: list[str] | None = None) -> None:
 
     text = describe(rows, facts + watched.long_facts)
     save_text(args.out / "evaluation.md", text)
+    write_pictures(args.out, found, watched, model.size)
+    # The last of all: where it is, the rest is, too.
     save_text(args.out / "evaluation.json", json.dumps(
         {"weights": str(args.weights), "version": code_version(),
-         "sha256": {part.name: hashlib.sha256(part.read_bytes()).hexdigest()
-                    for part in sorted({*args.weights.glob("*.safetensors"), path})},
-         "limits": limits, "rows": rows,
-         "answers": answers, "seconds": time.monotonic() - began}, indent=1))
-    write_pictures(args.out, found, watched, model.size)
+         "sha256": hashes(args.weights), "judges": hashlib.sha256(path.read_bytes()).hexdigest(),
+         "limits": limits, "rows": rows, "answers": answers, "seconds": time.monotonic() - began},
+        indent=1))
     print(f"{text}\nwrote {args.out}/evaluation.md, evaluation.json and pictures beside them")
 
 

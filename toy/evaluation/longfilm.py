@@ -2,8 +2,9 @@
 
 Films of a minute by people, sentences and voices of the test split, seen frame by frame. Their last
 ten seconds are given as a fraction of the first ten *generated* ones in every column. So a model
-that keeps what it has gets 1; one that loses it moves towards the control, which knows nothing;
-and the ceiling tells how far above its own beginning it could rise.
+that keeps what it has gets 1; one that loses it moves towards the control, which knows nothing. The
+ceiling is the true film's last ten seconds over the generated first ten: the most that could be
+reached.
 """
 
 from collections.abc import Callable
@@ -113,7 +114,7 @@ def measure(pool: Executor, weights: Path, judges: Judges, count: int, picture: 
     config, size = loaded(weights).config, loaded(weights).size
     plan = Plan(SECONDS * FPS, config.keyframe.spacing, config.keyframe.frames, config.dummy_first)
     clips = [make_clip(SEEDS + i, "test", SECONDS, "speech") for i in range(count)]
-    truths = list(made(pool, make_truth, [(weights, clip) for clip in clips], "true minutes"))
+    truths = made(pool, make_truth, [(weights, clip) for clip in clips], "true minutes")
     films = made(pool, make_film, [(weights, face_of(clip, size, 0), clip.wave, clip.emotion, i)
                                    for i, clip in enumerate(clips)], "minutes")
     from_truth = -(-np.arange(plan.total) // plan.spacing) % 2 == 1
