@@ -201,6 +201,11 @@ class KeyFace:
             for name in parts.keys() & set(names):
                 parts[name].to(self.device)
 
+    def plan(self, frames: int) -> Plan:
+        """How a video of so many frames is made up."""
+        c = self.config
+        return Plan(frames, c.keyframe.spacing, c.keyframe.frames, c.dummy_first)
+
     @torch.no_grad()
     def unlike(self, picture: np.ndarray) -> str | None:
         """Why a picture (H, W, 3) uint8 of the model's size is unlike the faces these weights were
@@ -245,7 +250,7 @@ class KeyFace:
         # The plan follows from the length of the sound alone, and so does the emotion's curve. The
         # identity frame is encoded once. Every window is told the same latents of it, and none is
         # told what another window has made: this is why a face does not drift, however long.
-        plan = Plan(frame_count(len(audio)), c.keyframe.spacing, c.keyframe.frames, c.dummy_first)
+        plan = self.plan(frame_count(len(audio)))
         if not 0 <= start < plan.total:
             raise InputError(f"start: {start}; the video has frames 0 to {plan.total - 1}")
         curve = torch.from_numpy(emotion_curve(emotion, plan.padded)).to(self.device)

@@ -40,13 +40,11 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch  # only now: it takes seconds to load, and mistakes are told at once
 
-    from keyface import Plan
     from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, workers
     from toy.world import make_clip
 
     model = loaded(args.weights)
-    c = model.config
-    plan = Plan(SECONDS * FPS, c.keyframe.spacing, c.keyframe.frames, c.dummy_first)
+    plan = model.plan(SECONDS * FPS)
     group = plan.span                                      # frames
     later = plan.per_window // 2 * plan.spacing            # where the second film begins
     clips = [make_clip(SEEDS + i, "test", SECONDS, "speech") for i in range(args.clips)]

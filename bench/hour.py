@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch  # only now: it takes seconds to load, mistakes are told at once
 
-    from keyface import KeyFace, Plan
+    from keyface import KeyFace
     from toy.evaluation.films import face_of
     from toy.evaluation.judges import JUDGED, Judges, to_tensor
     from toy.world import COLUMN, make_clip
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     clips = [make_clip(SEEDS + i, "test", 60, "speech") for i in range(args.minutes)]
     wave, emotion = (np.concatenate([getattr(c, name) for c in clips])
                      for name in ("wave", "emotion"))
-    plan = Plan(len(emotion), dummy_first=model.config.dummy_first)
+    plan = model.plan(len(emotion))
     assert len(wave) == len(emotion) * FRAME_SAMPLES == args.minutes * MINUTE * FRAME_SAMPLES
 
     began, tokens = time.process_time(), 0

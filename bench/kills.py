@@ -11,7 +11,6 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -21,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tools.checkpoint import load_state
-from tools.cli import Parser, number, run
+from tools.cli import Parser, number, run, scratch
 
 TRAINING = """
 import sys
@@ -81,8 +80,8 @@ def main(argv: list[str] | None = None) -> None:
 
     kills = in_saves = trainings = 0
     equal = True
-    with tempfile.TemporaryDirectory() as folder:
-        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
+    with scratch() as folder:
+        whole, killed = folder / "whole", folder / "killed"
         train(whole, args.steps)
         expected = digest(whole)
         print(f"undisturbed: sha256={expected}\n"

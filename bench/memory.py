@@ -16,7 +16,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from keyface import KeyFace, Plan
+from keyface import KeyFace
 from tools.cli import Parser, number, run
 from tools.media import FPS, SAMPLE_RATE, read_audio
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
 
     model = KeyFace.load(ROOT / "weights" / "tiny")
     wave = np.resize(read_audio(ROOT / "assets" / "speech.flac"), minutes * 60 * SAMPLE_RATE)
-    plan = Plan(minutes * 60 * FPS, dummy_first=model.config.dummy_first)
+    plan = model.plan(minutes * 60 * FPS)
     group, began = plan.span, time.monotonic()
     samples: list[list[float]] = [[] for _ in range(minutes)]
     print("minute   memory (MB)   seconds since the start")

@@ -9,7 +9,6 @@ limit on lips are closed is told by drawn clips of the test split, which no mode
 """
 
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,8 +60,8 @@ def cost(weights: Path, clip: Clip, settings: dict[str, float]) -> tuple[float, 
             yield frame
 
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        write_video(Path(folder) / "film.mp4", watched(), clip.wave, film_side(model.size))
+    with cli.scratch() as folder:
+        write_video(folder / "film.mp4", watched(), clip.wave, film_side(model.size))
     return (time.perf_counter() - began) * FPS / len(clip.state), arrived[0] - began
 
 

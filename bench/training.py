@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from keyface import KeyFace
 from stage import Config, Stage
 from tools import prepare, scaling
 from tools.checkpoint import save_config
-from tools.cli import WEIGHTS, Parser, number, pick_device, run
+from tools.cli import WEIGHTS, Parser, number, pick_device, run, scratch
 from vae import VAE
 
 FRAMES = 200  # of a made-up clip
@@ -83,8 +82,8 @@ def steps(config: Config, interpolation: bool, batch: int, count: int, device: s
     stage = Stage(config.interp if interpolation else config.keyframe).to(device).train()
     vae = VAE(config.vae).to(device).requires_grad_(False)
     optimizer = scaling.optimizer(stage, 1e-3)
-    with tempfile.TemporaryDirectory() as folder:
-        cache = made_up(Path(folder) / "weights", config, 8)
+    with scratch() as folder:
+        cache = made_up(folder / "weights", config, 8)
         clips = Clips(cache, "train", stage.config, vae.scale, cache.parent)
 
         def step(number: int) -> float:
@@ -117,8 +116,8 @@ def read_all(windows: int) -> float:
     """Reads so many windows of 256 pixels once, with all their pictures: the peak of anonymous
     memory in MB."""
     config = scaling.named_config("small")
-    with tempfile.TemporaryDirectory() as folder:
-        cache = made_up(Path(folder) / "weights", config, windows)
+    with scratch() as folder:
+        cache = made_up(folder / "weights", config, windows)
         clips = Clips(cache, "train", config.keyframe, lambda z: z, cache.parent)
         peak = 0.0
         for number in range(windows // 4):

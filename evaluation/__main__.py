@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from evaluation.mouths import LEAST
 from evaluation.watch import Seen, inception, lip_features, watch
 from tools import frechet
 from tools.checkpoint import read_json, save_text
-from tools.cli import WEIGHTS, InputError, Parser, make_folder, run, warn
+from tools.cli import WEIGHTS, InputError, Parser, make_folder, run, scratch, warn
 from tools.figures import write_confusion, write_seconds
 from tools.media import FPS, read_image, video_blocks, video_shape, videos_in
 from tools.stats import best_lag, bootstrap, correlation, counted, figure, show, slope, wilson
@@ -256,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     reader = LipReader.load(Path(args.lip_reader)) if named else None
     embed = inception() if args.features == "inception" else None
     make_folder(args.out)
-    with TemporaryDirectory() as folder:
+    with scratch() as folder:
         pairs = []
         for pair in tqdm(paths, "videos", disable=None):
             side, picture = min(video_shape(pair[0])[:2]), given_picture(*pair)

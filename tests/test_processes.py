@@ -4,10 +4,9 @@ import math
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import random
+import re
 import runpy
 import shutil
-import signal
 import socket
 import sys
 import time
@@ -35,7 +34,9 @@ def process(argv: list[str], log: Path, env: dict[str, str], halt: tuple[str, in
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     training.HELD_OUT, training.sheet = 2, lambda *_: None
-    training.SAVE_EVERY, training.Run.measure = -1, lambda _: None
+    training.SAVE_EVERY, training.REPORT_EVERY, training.save_metrics = -1, -1, lambda *_: None
+    if "MEASURE" not in env:
+        training.Run.measure = lambda _: None
 
     forward, replace, names = Stage.forward, os.replace, []
 
@@ -65,13 +66,14 @@ def start(cache):
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
         multiprocessing.forkserver.ensure_running()
 
-    def start(out: Path, *options: str, count: int = 1, halt: tuple[str, int] = ("", 1)) -> list:
+    def start(out: Path, *options: str, count: int = 1, halt: tuple[str, int] = ("", 1),
+              **more: str) -> list:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         started = []
         for rank in range(count):
             env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank),
-                   "WORLD_SIZE": str(count)}
+                   "WORLD_SIZE": str(count), **more}
             argv = [f"--out={out}", f"--data={cache}", "--steps=8", "--batch=2", *options]
             started.append(context.Process(target=process, args=(
                 argv, out.with_name(f"{out.name}.log{rank}"), env, halt if rank == 0 else ("", 1))))
@@ -83,7 +85,7 @@ def start(cache):
 
 def finish(started: list, status: int = 0) -> None:
     for each in started:
-        each.join(100)
+        each.join(200)
         assert each.exitcode == status
 
 
@@ -115,9 +117,9 @@ def same_end(a: Path, b: Path) -> bool:
     return equal(ours, theirs) and rest == others
 
 
-def test_killed_at_any_time_a_training_ends_as_if_undisturbed(frozen, undisturbed, start, tmp_path):
-    """Killed while it writes the weights, between the weights and the state, between the state that
-    gives way and the new one, and at a random moment."""
+def test_killed_in_a_save_a_training_ends_as_if_undisturbed(frozen, undisturbed, start, tmp_path):
+    """Killed while it writes the weights, between the weights and the state, and between the state
+    that gives way and the new one."""
     out, halted = copy(frozen, tmp_path / "out"), tmp_path / "halted"
     options = []
     for halt in (("keyframe.safetensors", 2), ("keyframe.state", 3), ("keyframe.state", 4)):
@@ -128,12 +130,6 @@ def test_killed_at_any_time_a_training_ends_as_if_undisturbed(frozen, undisturbe
         halted.unlink()
         assert [path.name for path in out.glob(".keyface.*/*")] == [halt[0]]  # it was in a save
         options = ["--resume"]
-    [running] = start(out, *options)
-    wait_for(out / "keyframe.state")  # the kill before left none but that of the step before
-    time.sleep(random.uniform(0, 0.2))
-    running.kill()
-    running.join()
-    assert running.exitcode == -signal.SIGKILL
     finish(start(out, *options))
     assert load_state(out / "keyframe.state")["step"] == 8
     assert same_end(out, undisturbed)
@@ -169,8 +165,11 @@ def test_shares_of_everything_compute_what_one_process_does(frozen, start, tmp_p
     shutil.copy(one / "keyframe.state", two)  # of step 1
     running.kill()
     running.join()
-    finish(start(one, *options, "--resume"))
-    finish(start(two, *options, "--shard", "--resume", count=2))
+    finish(start(one, *options, "--resume", MEASURE="1"))
+    finish(start(two, *options, "--shard", "--resume", count=2, MEASURE="1"))
+    measured = [re.findall(r"val_\w+ \S+", out.with_name(f"{out.name}.log0").read_text())
+                for out in (one, two)]
+    assert measured[0] == measured[1] and len(measured[0]) == 2 * 3
     once, twice = (load_state(out / "keyframe.state") for out in (one, two))
     assert once["step"] == twice["step"] == 3
     for name in ("stage", "average"):

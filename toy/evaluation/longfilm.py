@@ -111,8 +111,7 @@ def measure(pool: Executor, weights: Path, judges: Judges, count: int, picture: 
             ) -> tuple[list[dict], list[str], dict[str, list[np.ndarray]]]:
     """Rows and facts of the table from `count` films, and how far eyes are open in each, by column;
     draws the first one's flicker."""
-    config, size = loaded(weights).config, loaded(weights).size
-    plan = Plan(SECONDS * FPS, config.keyframe.spacing, config.keyframe.frames, config.dummy_first)
+    size, plan = loaded(weights).size, loaded(weights).plan(SECONDS * FPS)
     clips = [make_clip(SEEDS + i, "test", SECONDS, "speech") for i in range(count)]
     truths = made(pool, make_truth, [(weights, clip) for clip in clips], "true minutes")
     films = made(pool, make_film, [(weights, face_of(clip, size, 0), clip.wave, clip.emotion, i)
