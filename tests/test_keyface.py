@@ -329,7 +329,7 @@ class Numbered:
     MOOD = np.array([1e-5, -1e-5])
 
     def __init__(self, frames: int):
-        self.frames, self.drawn, self.largest_error = frames, [], 0.0
+        self.frames, self.drawn, self.largest_error, self.highest = frames, [], 0.0, 0.0
 
     def encode(self, wave, start, stop):
         assert 0 <= start < stop and len(wave)
@@ -353,6 +353,7 @@ class Numbered:
         return Conditions(latents, audio[..., 0, :], None)
 
     def denoise(self, x, sigma, known):
+        self.highest = max(self.highest, sigma.max().item())
         return known.context[..., None, None].expand_as(x)
 
     def film(self, model: KeyFace, **options):
@@ -380,6 +381,7 @@ def test_every_frame_is_made_for_its_own_sound(dummy_first):
         assert len(list(frames)) == n
         assert np.abs(np.array(double.drawn) - np.arange(n)).max() < 0.01, n
         assert double.largest_error < 0.01, n
+        assert double.highest == pytest.approx(TINY.keyframe.sigma_max)  # of both stages
         for name in {r[0] for r in reports}:
             done = [r[1] for r in reports if r[0] == name]
             total = {r[2] for r in reports if r[0] == name}
