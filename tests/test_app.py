@@ -12,7 +12,7 @@ import pytest
 
 import sample
 from tools import cli, media
-from tools.order import Order, differences
+from tools.order import Order, box, differences, timeline
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)
@@ -47,6 +47,11 @@ def test_a_copy_of_the_shipped_face_goes_by_its_place(tmp_path):
     assert rows == ["| image | me & you.png | assets/face.png |"]
 
 
+def test_a_table_becomes_a_timeline_and_a_click_a_box():
+    assert timeline([["0", "sad"], ["", ""], ["2.5", "0.1, -0.2"]]) == "0:sad 2.5:0.1,-0.2"
+    assert box(cli.IMAGE, 100, (10, 250)) == "0,156,100"
+
+
 @pytest.fixture(scope="module")
 def app():
     pytest.importorskip("gradio", reason="the page needs gradio: pip install -e '.[app]'")
@@ -58,8 +63,6 @@ def test_what_cannot_be_used_is_told(app, tmp_path):
     media.write_wav(tmp_path / "long.wav", np.zeros(16000 * (app.LONGEST + 1), np.float32))
     with pytest.raises(cli.InputError, match="long.wav: 61 s of sound; .* at most 60 s"):
         app.heard(tmp_path / "long.wav")
-    assert app.timeline([["0", "sad"], ["", ""], ["2.5", "0.1, -0.2"]]) == "0:sad 2.5:0.1,-0.2"
-    assert app.box(cli.IMAGE, 100, (10, 250)) == "0,156,100"
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +130,7 @@ def make(page):
     page.wait_for_function(f"before => {film} && {film} != before", arg=before)
 
 
-def test_makes_a_film_that_plays_and_can_be_made_again(page, tmp_path, monkeypatch):
+def test_makes_films_that_play_can_be_made_again_and_are_compared(page, tmp_path, monkeypatch):
     tone = np.sin(np.arange(16000) ** 1.2 / 99).astype(np.float32) / 4
     media.write_wav(tmp_path / "one.wav", tone)
     upload(page, "audio", tmp_path / "one.wav")
@@ -146,9 +149,7 @@ def test_makes_a_film_that_plays_and_can_be_made_again(page, tmp_path, monkeypat
     exec(page.locator(".cm-content").last.inner_text(), {})  # noqa: S102 (they are to be run)
     assert (tmp_path / "film.mp4").read_bytes() == film
 
-
-def test_another_emotion_makes_another_film(page):
-    """Than that of the test before."""
+    # Another emotion and seed make another film; the page shows both, and in what they differ.
     cell = page.get_by_test_id("cell-0-1")
     cell.dblclick()
     cell.get_by_role("textbox").fill("sad")

@@ -109,7 +109,7 @@ def test_the_interval_of_a_distance_is_a_jackknifes():
 
 
 def test_a_film_that_is_the_truth_gets_the_best_figures(monkeypatch):
-    """And one of another's mouth does not."""
+    """A film of another's mouth does not."""
     def seen(sharp: float) -> Look:
         states = RNG.uniform(0, 1, (40, len(JUDGED))).astype(np.float32)
         face = np.tile(np.eye(64)[0], (40, 1))
@@ -188,8 +188,8 @@ def test_of_each_name_the_first_film_keeps_its_strip(tmp_path, weights, monkeypa
                           "b 0": {"n": 0, "strip": "x"}, "b 1": {"n": 1}}
 
 
-def test_long_films(tmp_path, weights, monkeypatch):
-    """By which weights which are made: ten of each of the two models that are trained alike."""
+def test_long_films_are_made_by_the_right_weights(tmp_path, weights, monkeypatch):
+    """Ten of each of the two models that are trained alike."""
     found = {}
     monkeypatch.setattr(sampled, "each_film", lambda kept, name, function, tasks: found.update(
         {name: (len(tasks), *(tasks[-1][i] for i in (0, 3, 4)))}))
@@ -260,7 +260,7 @@ def test_what_a_claim_concludes(name, parts, expected):
 @pytest.mark.parametrize("name, parts", [
     ("steps", steps(found())), ("guidance", guidance(1, 0)), ("long", long(0.1, 0.1, 3.0)),
     ("emotions", emotions(sampled.asked()))])
-def test_a_claim_is_drawn(tmp_path, name, parts):
+def test_a_claim_is_drawn_without_an_error(tmp_path, name, parts):
     command.CLAIMS[name].draw(tmp_path / "a.png", parts)
     assert (tmp_path / "a.png").stat().st_size > 5000
 

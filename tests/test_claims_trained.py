@@ -122,7 +122,7 @@ def test_clips_are_as_long_as_windows_of_far_keyframes_need():
     assert [seconds(s) for s in (7, 13, 26)] == [8, 8, 16]
 
 
-def test_commands(tmp_path):
+def test_the_command_of_a_training_begins_it_or_goes_on(tmp_path):
     training, config = Training("keyframe", variants.DEAF_TO_EVENTS, 1), Config.tiny()
     out = tmp_path / "keyframe-without_beats-1"
     common = [sys.executable, "train_keyframe.py", "--out", str(out),
@@ -147,7 +147,7 @@ def test_commands(tmp_path):
       "interp-spacing_26-own-1 2000 2 keyframe-spacing_26-1"]),
     (chain(("interp",), variants.CLOSE), [8], ["interp-spacing_7-0 2000 7 finished"])])
 def test_how_long_trainings_are_and_what_they_begin_from(tmp_path, trainings, frames, words):
-    """And that there are as many frames a step, whatever the windows' length."""
+    """There are as many frames a step, whatever the windows' length."""
     found = []
     for training, length in zip(trainings, frames, strict=True):
         config = Config.tiny()

@@ -54,7 +54,7 @@ def clips(b: int, t: int, config=TINY.keyframe) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dummy_first", [False, True])
-def test_plan_laws(dummy_first):
+def test_each_frame_has_its_place_in_the_plan(dummy_first):
     for n in range(1, 2001):
         plan = Plan(n, dummy_first=dummy_first)
         stop = next(k for k in range(0, 3000, 13) if k >= n - 1)

@@ -100,7 +100,7 @@ def test_sharpness_of_waves():
     assert watch.sharpness(torch.linspace(0, 1, 32).expand(1, 3, 32, 32)).item() < 1e-6
 
 
-def test_the_command(films, tmp_path, capsys, monkeypatch):
+def test_the_command_measures_two_folders(films, tmp_path, capsys, monkeypatch):
     """On two folders: the table, the curves, a name that has no partner, a silent sound."""
     films.joinpath("truth", "alone.mp4").symlink_to(films / "truth" / "0.mp4")
     monkeypatch.setattr(command, "lip_limits", lambda *_: {"closed below": 0.5})
@@ -142,7 +142,7 @@ def test_what_is_no_drawn_face_is_left_out(tmp_path, capsys):
     (["."], "holds no video; give a folder of .mp4"),
     (["text.mp4"], "text.mp4: empty, damaged or not a sound or video file"),
 ])
-def test_bad_input(tmp_path, monkeypatch, capsys, given, line):
+def test_bad_input_is_answered_in_one_line(tmp_path, monkeypatch, capsys, given, line):
     monkeypatch.chdir(tmp_path)
     if given == ["text.mp4"]:
         (tmp_path / "text.mp4").write_text("no film")

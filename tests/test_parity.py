@@ -167,14 +167,14 @@ def check_diffusers_vae(fx):
     return vae, atol
 
 
-def test_vae_diffusers():
+def test_the_autoencoder_computes_as_diffusers_does():
     fx = diffusers_fixture("vae_diffusers", "AutoencoderKL")
     vae, atol = check_diffusers_vae(fx)
     fx.close("dec", vae.decode(fx["in.z"]), atol)
     fx.finish()
 
 
-def test_vae_diffusers_temporal():
+def test_the_temporal_decoder_computes_as_diffusers_does():
     fx = diffusers_fixture("vae_diffusers_temporal", "AutoencoderKLTemporalDecoder")
     vae, atol = check_diffusers_vae(fx)
     fx.close("dec.clip", vae.decode(fx["in.z"], frames=len(fx["in.z"])), atol)

@@ -272,7 +272,7 @@ def test_converted_weights_are_the_same_and_make_the_same_film(original, publish
     assert max(np.abs(film - films[0]).max() for film in films[1:]) <= 1
 
 
-def test_precision(original, published, tmp_path):
+def test_networks_in_bfloat16_take_half_the_space_and_compute_alike(original, published, tmp_path):
     """bf16 is for the networks: half the space, computed in on a GPU, in float32 on a CPU."""
     released.convert(published, tmp_path, torch.bfloat16, small())
     kinds = {p.stem: {t.dtype for t in load_file(p).values()} for p in tmp_path.glob("*.s*")}
@@ -422,8 +422,8 @@ WHOLE = ("missing", "no shared decoder", "cut old pickle")  # through a conversi
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_wrong_files(original, published, tmp_path, capsys, kind):
-    """Are refused with a line, without running code, and what was converted before is not used."""
+def test_wrong_files_are_refused_with_a_line_and_run_no_code(original, published, tmp_path, capsys, kind):
+    """What was converted before is not used, either."""
     (file, spoil, reason), folder = WRONG[kind], tmp_path / "files"
     if kind in WHOLE:  # without the bad network, which can be absent
         shutil.copytree(published, folder, ignore=shutil.ignore_patterns("interpolation_bad.pt"))
@@ -479,7 +479,7 @@ def test_a_loaded_part_takes_the_place_of_what_was_there(tmp_path):
     (lambda c: c["keyframe"]["unet"].update(depth=3), "keyframe: unet: unknown field 'depth'"),
     (lambda c: c.update(vae=None), "vae: an object is expected, not null"),
     (lambda c: c.update(interp_audio=3), "interp_audio: an object is expected, not 3")])
-def test_config_fields(tmp_path, change, reason):
+def test_a_configuration_comes_back_and_a_wrong_field_is_named(tmp_path, change, reason):
     for config in (small(), Config.tiny(), Config()):
         save_config(config, tmp_path)
         assert load_config(Config, tmp_path) == config
@@ -637,7 +637,7 @@ def test_folders_and_listing(published, converted, tmp_path, capsys):
         assert Path(where).is_file() if state == "found" else where == row.file
 
 
-def test_command(published, tmp_path, monkeypatch, capsys):
+def test_the_command_converts_published_files_and_says_what_it_left_out(published, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(released, "Config", small)
     out = tmp_path / "out"
     assert cli.run(released.main, [str(published), str(out)]) == 0

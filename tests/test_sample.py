@@ -335,7 +335,7 @@ def test_files_that_are_no_pictures_are_called_what_they_are(run, tmp_path, star
     ("Happy", [(0.85, 0.75)] * 3), ("-1,0.25", [(-1, 0.25)] * 3),
     ("0.04:neutral 0.08:1,-1", [(0, 0), (0, 0), (1, -1)]),
     ("0:neutral 0.08:1,-1 9:sad", [(0, 0), (0.5, -0.5), (1, -1)])])
-def test_emotion_curve(emotion, expected):
+def test_an_emotion_is_a_name_two_numbers_or_a_timeline(emotion, expected):
     assert np.allclose(emotion_curve(emotion, 3), expected)
 
 

@@ -68,7 +68,7 @@ def test_configs_that_no_model_has(tmp_path, capsys, content, reason):
     assert said.count("\n") == 1 and re.search(f"own.json: .*{reason}", said), said
 
 
-def test_unknown_sizes(capsys):
+def test_sizes_that_nobody_knows_are_refused(capsys):
     assert cli.run(train_interp.main, ["--config=smal", "--describe"]) == 2
     assert capsys.readouterr().err.endswith(
         'error: --config: "smal" is none of tiny, small, full, nor a JSON file\n')
@@ -77,7 +77,7 @@ def test_unknown_sizes(capsys):
         "error: --shard: there is one process only; start several with torchrun\n")
 
 
-def test_description(tmp_path, monkeypatch, capsys):
+def test_describe_says_what_a_training_takes(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     own = tmp_path / "own.json"
     unet = UNetConfig.tiny(in_channels=9, emotion_dim=0, channel_mult=(1,),

@@ -418,7 +418,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     (["--resume", "--init", "x"], ("--resume continues what --out holds; leave out --init, "
       "--config and --without")),
 ])
-def test_options(options, line, capsys):
+def test_options_out_of_range_are_refused_by_name(options, line, capsys):
     assert cli.run(train_keyframe.main, options) == 2
     assert capsys.readouterr().err.endswith(f"error: {line}\n")
 
