@@ -422,7 +422,7 @@ WHOLE = ("missing", "no shared decoder", "cut old pickle")  # through a conversi
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_wrong_files_are_refused_with_a_line_and_run_no_code(original, published, tmp_path, capsys, kind):
+def test_wrong_files_are_refused_and_run_no_code(original, published, tmp_path, capsys, kind):
     """What was converted before is not used, either."""
     (file, spoil, reason), folder = WRONG[kind], tmp_path / "files"
     if kind in WHOLE:  # without the bad network, which can be absent
@@ -637,7 +637,7 @@ def test_folders_and_listing(published, converted, tmp_path, capsys):
         assert Path(where).is_file() if state == "found" else where == row.file
 
 
-def test_the_command_converts_published_files_and_says_what_it_left_out(published, tmp_path, monkeypatch, capsys):
+def test_the_command_says_what_it_converted(published, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(released, "Config", small)
     out = tmp_path / "out"
     assert cli.run(released.main, [str(published), str(out)]) == 0
