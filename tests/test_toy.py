@@ -1,5 +1,7 @@
 """The toy world: same seed same clip, lips that close, splits apart, mouth in step with sound."""
 
+import hashlib
+import json
 import re
 from argparse import Namespace
 
@@ -265,7 +267,7 @@ words = sys.argv[1:]
 out, steps = (pathlib.Path(words[words.index(name) + 1]) for name in ("--out", "--steps"))
 name = words[0]
 with open(out / "said", "a") as file:
-    options = [word[2:] for word in words if word in ("--resume", "--init")]
+    options = [word[2:] for word in words if word == "--resume"]
     file.write(" ".join([name, str(steps), *options]) + "\\n")
 first = not (out / f"{name}.state").exists()
 (out / f"{name}.state").touch()
@@ -273,12 +275,11 @@ safetensors.serialize_file({}, out / f"{name}.safetensors", {"figures": '{"dB": 
 sys.exit(5 if name == "b" and first else 0)
 """
     phases = (recipe.Phase("a", ("-c", script, "a"), 100, 1, "a"),
-              recipe.Phase("b", ("-c", script, "b", "--init", "DIR"), 100, 1, "b"))
+              recipe.Phase("b", ("-c", script, "b"), 100, 1, "b"))
     monkeypatch.setattr(recipe, "PHASES", phases)
     monkeypatch.setattr(recipe, "HOURS", 2)
     words = ["--out", str(tmp_path), "--processes", "1", "--hours", "1"]
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/evaluation.json").touch()
+    monkeypatch.setattr(recipe, "evaluated", lambda out: True)
     with pytest.raises(cli.InputError, match="b ended with exit status 5"):
         recipe.main(words)
     recipe.main(words)
@@ -289,12 +290,23 @@ sys.exit(5 if name == "b" and first else 0)
     recipe.main([*words, "--until-jaw", ".7"])
     with pytest.raises(cli.InputError, match="0.750 is less than 0.8"):
         recipe.main([*words, "--until-jaw", ".8"])
-    assert (tmp_path / "said").read_text().splitlines() == ["a 50", "b 50 init", "b 50 resume"]
+    assert (tmp_path / "said").read_text().splitlines() == ["a 50", "b 50", "b 50 resume"]
     text = (tmp_path / "README.md").read_text()
     assert "| a | 50 |" in text and "dB 31.25" in text
     (tmp_path / "recipe.json").unlink()
     with pytest.raises(cli.InputError, match="holds a.safetensors, which no recipe made"):
         recipe.main(words)
+
+
+def test_an_evaluation_of_other_weights_does_not_count(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"weights")
+    assert not recipe.evaluated(tmp_path)
+    (tmp_path / "results").mkdir()
+    for weights, counts in ((b"other weights", False), (b"weights", True)):
+        digest = hashlib.sha256(weights).hexdigest()
+        (tmp_path / "results/evaluation.json").write_text(
+            json.dumps({"sha256": {"a.safetensors": digest}}))
+        assert recipe.evaluated(tmp_path) == counts
 
 
 def test_a_phase_that_knows_no_other_processes_is_alone(tmp_path):
