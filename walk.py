@@ -186,9 +186,9 @@ between = model.interp.attach(diffusion.scalings(sigma[0])[2] * x[star : star + 
                               ends.concat[star : star + 1])  # (T, 2 C + 1, h, w)
 learned = model.interp.learned_mask
 
-step, middle_frame, top = 5.2 / between.shape[1], T // 2, 0.55
+step, middle_frame, top = min(0.6, 7.9 / between.shape[1]), T // 2, 0.55
 side = step - 0.04
-canvas = Canvas(max(4.9, 1.2 + 7 * step))
+canvas = Canvas(4.3 + 7 * step)
 for title, tensor, which, names in (
         ("Keyframes", given, (star - 1, star, star + 1), ("noisy", "identity")),
         ("Interpolation", between, (0, 1, middle_frame, T - 1), ("noisy", "sequence", "M"))):
@@ -201,12 +201,12 @@ for title, tensor, which, names in (
 for i, value in enumerate(between[[0, 1, middle_frame, T - 1], -1]):
     canvas.image(0.85 + 2 * C * step, top - 0.6 - (4 - i) * step, side, value, cmap="Greys",
                  vmin=-0.2, vmax=1.2)
-canvas.tiles(6.65, 3.6, 2.1 / C - 0.04, [learned / learned.abs().max() * 2.5], 0.04)
-canvas.text(7.7, 3.48, r"$z_\mathrm{m}$, scaled to its largest value", ha="center")
-axes = canvas.axes(6.65, 0.55, 2.1, 2.1, xlabel="audio token", ylabel="frame",
+canvas.tiles(3.9, top, side, [learned / learned.abs().max() * 2.5], 0.04)
+canvas.text(3.9, top - 0.13, r"$z_\mathrm{m}$, scaled to its largest value")
+axes = canvas.axes(0.85, top, 2.1, 2.1, xlabel="audio token", ylabel="frame",
                    xticks=range(0, T, 3), yticks=range(0, T, 3))
 axes.imshow(weights, cmap="Blues", vmin=0)
-canvas.text(7.7, 0.4, f"attention to the sound, 0 to {weights.max():.2f}", ha="center")
+canvas.text(0.85, top - 0.13, f"attention to the sound, 0 to {weights.max():.2f}")
 page.stop(4, "inputs.webp", canvas)
 
 # %% 5. The emotion
@@ -270,15 +270,15 @@ Ds = torch.cat([diffusion.guide_keyframes(p, weights) for p in parts])
 away = (Ds - Ds[-1]).square().mean((1, 2, 3, 4)).sqrt()  # (steps,)
 settled = next(i for i in range(steps) if away[i] < away[0] / 2)
 
-canvas = Canvas(2.65)
-step = 8.15 / steps
+side = min(1.3, 8.15 / steps - 0.04)
+canvas = Canvas(2 * side + 1.25)
 guess = colours(model.vae.to_images(Ds[:, star]))
 scaled = diffusion.scalings(sigmas)[2].float()[:, None, None, None] * xs[:, star]
-canvas.tiles(0.62, 0.22, step - 0.04, [false_colours(scaled), guess], 0.04,
+canvas.tiles(0.62, 0.22, side, [false_colours(scaled), guess], 0.04,
              [r"$c_\mathrm{in}x$", "D"], [rf"{sigma:.3g}" for sigma in sigmas])
 canvas.text(0.54, 0.13, r"$\sigma$ =", ha="right")
-canvas.tiles(0.62, 2.0, 8.15 / T - 0.04, [colours(model.vae.to_images(x0))], 0.04, ["window"],
-             [f"{i / FPS:.2f} s" for i in where])
+canvas.tiles(0.62, 2 * side + 0.6, 8.15 / T - 0.04, [colours(model.vae.to_images(x0))], 0.04,
+             ["window"], [f"{i / FPS:.2f} s" for i in where])
 page.stop(7, "sampling.webp", canvas)
 
 # %% 8. Guidance
@@ -375,7 +375,7 @@ seam = (twice[0] - twice[1]).square().mean().sqrt().item()
 
 canvas = Canvas(2.1)
 axes = canvas.axes(0.65, 0.3, 2.5, 1.35, xscale="log", xlabel=r"$\sigma$", ylabel="RMS",
-                   ylim=(0, apart[0] * 1.1))
+                   ylim=(0, 1.1 * apart.max()))
 axes.plot(levels, apart, ".-", color=BLUE)
 axes.invert_xaxis()
 canvas.text(0.55, 0.15, "two guesses about a shared frame, difference")

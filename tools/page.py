@@ -91,8 +91,7 @@ class Page:
         self.parts[number] = quoted(filled(self.texts[number], self.values))
         if canvas:
             with replacing(self.folder / picture) as temporary:
-                canvas.figure.savefig(temporary, format="webp",
-                                      pil_kwargs={"lossless": True, "method": 4})
+                canvas.figure.savefig(temporary, format="webp", pil_kwargs={"quality": 92})
         return Stop(self.parts[number], canvas)
 
     def write(self) -> None:
