@@ -14,6 +14,7 @@ from stage import Stage
 from tools import begin, cli, describe, scaling
 from tools.checkpoint import load_part
 from tools.processes import Processes
+from unet import sinusoid
 
 MINUTES = 25  # on two cores; --minutes
 BATCH = 4  # windows a step
@@ -24,16 +25,22 @@ EARLY = 0.2  # of the training, after which autoguidance's bad model is kept
 
 def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
     """Interpolation starts from the keyframe model: from scratch it learns to blend its two ends
-    and ignores the audio for long. The identity's input channels become the sequence's; the mask
-    channel starts at zero, and the emotion has no counterpart."""
+    and ignores the audio for long. The identity's input channels become the sequence's, and the
+    mask channel starts at zero. The emotion has no counterpart, so what a neutral one contributed
+    becomes a part of the bias. Thus it begins as the keyframe model that is told a neutral emotion:
+    its mouth moves with the sound already, and it has only to learn what the ends are for."""
     theirs, ours = keyframe.state_dict(), stage.state_dict()  # the stage's own tensors
+    width = keyframe.config.unet.emotion_dim
+    neutral = sinusoid(torch.zeros(2), width // 2).flatten()  # (width,)
     for name, value in ours.items():
         given = theirs.get(name)
         if name == "unet.input_blocks.0.0.weight":  # 9 input channels from 8
             value[:, :given.shape[1]] = given
             value[:, given.shape[1]:] = 0
         elif name == "unet.label_emb.0.0.weight":  # [emotion, audio]: the emotion stands in front
-            value.copy_(given[:, -value.shape[1]:])
+            value.copy_(given[:, width:])
+        elif name == "unet.label_emb.0.0.bias":
+            value.copy_(given + theirs["unet.label_emb.0.0.weight"][:, :width] @ neutral)
         elif given is not None:
             value.copy_(given)
 

@@ -37,6 +37,7 @@ from tools.checkpoint import (
 from tools.cli import InputError
 from tools.figures import load_metrics
 from tools.media import read_audio
+from unet import sinusoid
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,12 +99,21 @@ def test_interpolation_starts_from_the_keyframes_in_its_folder(frozen, tmp_path,
     train(train_interp, out, "--steps=1")
     first, label = "unet.input_blocks.0.0.weight", "unet.label_emb.0.0.weight"
     assert torch.equal(ours[first][:, :8], theirs[first]) and not ours[first][:, 8:].any()
-    emotion = config.keyframe.unet.emotion_dim
+    emotion, bias = config.keyframe.unet.emotion_dim, "unet.label_emb.0.0.bias"
     assert torch.equal(ours[label], theirs[label][:, emotion:])
-    rest = set(ours) - {first, label, "learned_mask"}
+    rest = set(ours) - {first, label, bias, "learned_mask"}
     assert len(rest) > 50
     assert all(torch.equal(ours[name], theirs[name]) for name in rest)
     assert not ours["learned_mask"].any()
+
+    # Whatever the mask says, it begins as the keyframe network that is told a neutral emotion.
+    between = Stage(config.interp)
+    between.load_state_dict(ours)
+    x, c_noise, context = torch.randn(8, 9, 8, 8), torch.zeros(8), torch.randn(2, 4, 24)
+    neutral = sinusoid(torch.zeros(8, 2), emotion // 2).flatten(1)
+    with torch.no_grad():
+        torch.testing.assert_close(between.unet(x, c_noise, context, None, 4),
+                                   keyframe.unet(x[:, :8], c_noise, context, neutral, 4))
 
 
 def test_a_resumed_training_is_exact(frozen, tmp_path, train):
