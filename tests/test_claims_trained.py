@@ -137,15 +137,15 @@ def test_the_command_of_a_training_begins_it_or_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("trainings, frames, words", [
-    (chain(("keyframe",), CHAINED, times=2), [14], ["keyframe-chained-x2-0 4000 4 blank"]),
-    (chain(("interp",), SHIPPED, 1), [14], ["interp-shipped-1 2000 4 finished"]),
-    (chain(("interp",), SHIPPED, times=3), [14], ["interp-shipped-x3-0 6000 4 finished"]),
+    (chain(("keyframe",), CHAINED, times=2), [14], ["keyframe-chained-x2-0 2400 4 blank"]),
+    (chain(("interp",), SHIPPED, 1), [14], ["interp-shipped-1 1200 4 finished"]),
+    (chain(("interp",), SHIPPED, times=3), [14], ["interp-shipped-x3-0 3600 4 finished"]),
     (chain(("keyframe", "interp"), SHIPPED), [14, 14],
-     ["keyframe-shipped-0 2000 4 blank", "interp-shipped-own-0 2000 4 keyframe-shipped-0"]),
+     ["keyframe-shipped-0 1200 4 blank", "interp-shipped-own-0 1200 4 keyframe-shipped-0"]),
     (chain(("keyframe", "interp"), variants.FAR, 1), [14, 27],
-     ["keyframe-spacing_26-1 2000 4 blank",
-      "interp-spacing_26-own-1 2000 2 keyframe-spacing_26-1"]),
-    (chain(("interp",), variants.CLOSE), [8], ["interp-spacing_7-0 2000 7 finished"])])
+     ["keyframe-spacing_26-1 1200 4 blank",
+      "interp-spacing_26-own-1 1200 2 keyframe-spacing_26-1"]),
+    (chain(("interp",), variants.CLOSE), [8], ["interp-spacing_7-0 1200 7 finished"])])
 def test_how_long_trainings_are_and_what_they_begin_from(tmp_path, trainings, frames, words):
     """There are as many frames a step, whatever the windows' length."""
     found = []
@@ -245,8 +245,8 @@ def test_models_are_measured_two_by_two(tmp_path, began, monkeypatch):
     began.failing = set()
     trained.measure_variants(spacing, kept)
     assert [name[:3] for name in began.names[4:]].count("fil") == 3
-    assert sorted(kept.parts) == ["13, seed 0, 2000 steps", "13, seed 1, 2000 steps",
-                                  "26, seed 0, 2000 steps", "7, seed 0, 2000 steps", "ceiling",
+    assert sorted(kept.parts) == ["13, seed 0, 1200 steps", "13, seed 1, 1200 steps",
+                                  "26, seed 0, 1200 steps", "7, seed 0, 1200 steps", "ceiling",
                                   "strangers"]
     tiny = dict.fromkeys(("vae", "wavlm", "beats"), WEIGHTS.name)
     own = dict.fromkeys(("interp", "interp_bad"), "interp-spacing_26-own-0")

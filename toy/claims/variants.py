@@ -35,7 +35,7 @@ from toy.recipe import wait
 FOLDER = HERE / "runs" / "claims"
 CLIPS = 1200  # to learn from, with two windows of keyframes and three segments each
 PROCESSES = 2  # trainings at a time, of one thread each
-STEPS = 2000  # of a stage: about 40 minutes of a core
+STEPS = 1200  # of a stage: about 40 minutes of a core
 FRAMES = 56  # a step: windows of 14 frames come four at a time, longer ones fewer
 
 
