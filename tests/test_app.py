@@ -198,6 +198,7 @@ def test_nothing_comes_from_elsewhere(page, asked):
 
 def test_work_ends_with_the_browser(page, app):
     page.get_by_role("button", name="shipped face").click()
+    page.locator("img[src*='face.png']").first.wait_for()  # in the place of the torn one
     page.get_by_role("button", name="Make the film").click()
     page.locator("label", has_text="keyframes").wait_for()
     page.close()
