@@ -4,8 +4,8 @@ For each setting ten clips of four seconds are made, with people and sentences o
 that no training has seen, so that a choice made here leaves the test split untouched. Printed are
 the judged jaw's correlation with the truth, the share of m, b, p with closed lips, sharpness over
 that of the true film after the autoencoder, and the seconds by the clock, on all cores, for a
-second of film, writing included; then those until the first frames, which are a group. From which
-limit on lips are closed is told by drawn clips of the test split, which no model has made.
+second of film, writing included; then those until the first frames, which are a group. The limit
+below which a mouth counts as closed comes from drawn clips of the test split; no model made them.
 """
 
 import sys

@@ -2,8 +2,9 @@
 
 A claim is measured on people, sentences and voices of the test split. Its table and verdict are
 printed and kept in results/claims/ (NAME.json, NAME.png), and README.md there is a gallery of all.
-The verdict, *reproduced*, *not reproduced* or *no difference seen*, follows from 95 % intervals by
-a rule that is stated in the code before anything is measured. Parts that are finished are kept as
+The verdict is *reproduced*, *not reproduced* or *no difference seen*, or *undecided* where two
+things are said to be alike. It follows from 95 % intervals by a rule that is stated in the code
+before anything is measured. Parts that are finished are kept as
 they come, so a command that was interrupted goes on; it begins anew only with other weights or
 another number of clips.
 """
