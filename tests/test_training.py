@@ -438,7 +438,7 @@ def test_a_short_training_prepares_few_clips():
         return begin.options(list(options), "", 45, 4, 1e-3).clips
 
     assert count("--minutes=2") == 110 and count("--steps=20") == 32
-    assert count() == count("--minutes=1000") == 2400 and count("--minutes=2", "--clips=7") == 7
+    assert count() == count("--minutes=1000") == 1600 and count("--minutes=2", "--clips=7") == 7
 
 
 def test_a_batch_that_processes_cannot_share_is_refused():

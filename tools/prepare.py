@@ -46,7 +46,7 @@ VERSION = 1  # of all that is told above
 PIECE = 1500  # frames of a clip at most: an hour's video becomes 60 clips
 AT_ONCE = 25  # pictures in the autoencoder at a time
 SPEECH = "speech"  # the kind of what has none
-DRAWN_CLIPS, DRAWN_TEST = 2400, 32  # of the drawn world, to learn from and held out
+DRAWN_CLIPS, DRAWN_TEST = 1600, 32  # of the drawn world, to learn from and held out
 DRAWN_FIRST, DRAWN_HELD_OUT = 1_000_000, 30_000_000  # seeds
 DRAWN_SECONDS = 8
 

@@ -70,7 +70,7 @@ AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 900
 WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 9000, 2.1, "wavlm")
 BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 2500, .5, "beats")
 JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", judging=True)
-KEYFRAMES = Phase("keyframes", ("train_keyframe.py",), 10000, 7.5, "keyframe")  # and their clips
+KEYFRAMES = Phase("keyframes", ("train_keyframe.py",), 6000, 3.8, "keyframe")  # and their clips
 BETWEEN = Phase("interpolation", ("train_interp.py",), 3000, 1.4, "interp")  # begins from keyframes
 PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES, KEYFRAMES, BETWEEN)
 HOURS = sum(phase.hours for phase in PHASES)
