@@ -267,7 +267,7 @@ words = sys.argv[1:]
 out, steps = (pathlib.Path(words[words.index(name) + 1]) for name in ("--out", "--steps"))
 name = words[0]
 with open(out / "said", "a") as file:
-    options = [word[2:] for word in words if word == "--resume"]
+    options = [word[2:] for word in words if word in ("--resume", "--init")]
     file.write(" ".join([name, str(steps), *options]) + "\\n")
 first = not (out / f"{name}.state").exists()
 (out / f"{name}.state").touch()
@@ -275,7 +275,7 @@ safetensors.serialize_file({}, out / f"{name}.safetensors", {"figures": '{"dB": 
 sys.exit(5 if name == "b" and first else 0)
 """
     phases = (recipe.Phase("a", ("-c", script, "a"), 100, 1, "a"),
-              recipe.Phase("b", ("-c", script, "b"), 100, 1, "b"))
+              recipe.Phase("b", ("-c", script, "b", "--init", "DIR"), 100, 1, "b"))
     monkeypatch.setattr(recipe, "PHASES", phases)
     monkeypatch.setattr(recipe, "HOURS", 2)
     words = ["--out", str(tmp_path), "--processes", "1", "--hours", "1"]
@@ -290,7 +290,7 @@ sys.exit(5 if name == "b" and first else 0)
     recipe.main([*words, "--until-jaw", ".7"])
     with pytest.raises(cli.InputError, match="0.750 is less than 0.8"):
         recipe.main([*words, "--until-jaw", ".8"])
-    assert (tmp_path / "said").read_text().splitlines() == ["a 50", "b 50", "b 50 resume"]
+    assert (tmp_path / "said").read_text().splitlines() == ["a 50", "b 50 init", "b 50 resume"]
     text = (tmp_path / "README.md").read_text()
     assert "| a | 50 |" in text and "dB 31.25" in text
     (tmp_path / "recipe.json").unlink()

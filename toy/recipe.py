@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -54,9 +55,9 @@ VALIDATION = 75_000_000  # first seed of the clips of --until-jaw
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the recipe. `words` are its command after "python", without --steps and --out;
-    `hours` are core hours on the machine of the shipped weights (estimates, until these are made),
-    `steps` those of that time."""
+    """A part of the recipe. `words` are its command after "python", without --steps and --out, and
+    with DIR for the weights folder; `hours` are core hours on the machine of the shipped weights
+    (estimates, until these are made), `steps` those of that time."""
 
     name: str
     words: tuple[str, ...]
@@ -70,9 +71,16 @@ AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 900
 WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 9000, 2.1, "wavlm")
 BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 2500, .5, "beats")
 JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", judging=True)
-KEYFRAMES = Phase("keyframes", ("train_keyframe.py",), 6000, 3.8, "keyframe")  # and their clips
-BETWEEN = Phase("interpolation", ("train_interp.py",), 3000, 1.4, "interp")  # begins from keyframes
-PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES, KEYFRAMES, BETWEEN)
+# Either network has a second round with half the rate and the windows in another order, from the
+# average of its weights: so no phase is longer than two hours of two slow cores.
+AGAIN = ("--init", "DIR", "--seed", "1")
+KEYFRAMES = Phase("keyframes", ("train_keyframe.py",), 6000, 2.0, "keyframe")  # and their clips
+BETWEEN = Phase("interpolation", ("train_interp.py",), 3000, .7, "interp")  # begins from keyframes
+KEYFRAMES_AGAIN = Phase("keyframes again", ("train_keyframe.py", *AGAIN, "--lr", "1e-3"),
+                        2500, .7, "keyframe")
+BETWEEN_AGAIN = Phase("interpolation again", ("train_interp.py", *AGAIN, "--lr", "5e-4"),
+                      4000, 1.0, "interp")
+PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES, KEYFRAMES, BETWEEN, KEYFRAMES_AGAIN, BETWEEN_AGAIN)
 HOURS = sum(phase.hours for phase in PHASES)
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -124,8 +132,11 @@ def command(phase: Phase, args: Namespace, begun: bool) -> list[str]:
     if args.processes > 1 and not phase.judging:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
                      str(args.processes)]
-    words = [*phase.words]
+    words = [word.replace("DIR", str(args.out)) for word in phase.words]
     if begun and (args.out / f"{phase.part}.state").exists():
+        if "--init" in words:  # what it began from is in the state
+            at = words.index("--init")
+            del words[at:at + 2]
         words.append("--resume")
     if phase.part in ("keyframe", "interp"):  # all learn from the same clips
         words += ["--clips", str(max(32, round(DRAWN_CLIPS * min(1, args.hours / HOURS))))]
@@ -153,6 +164,9 @@ def work(phase: Phase, args: Namespace, record: dict, signals: list[int]) -> boo
     entry |= {"done": False, "steps": steps(phase, args.hours), "processes": processes}
     if machine() not in entry["machine"]:
         entry["machine"] += f" and {machine()}"
+    if not begun:  # an earlier phase of the same part leaves its state, which is not this one's
+        for left in args.out.glob(f"{phase.part}.state*"):
+            left.unlink()
     save_record(args.out, record)
     print(f"\n== {phase.name}: {' '.join(words[1:])}", flush=True)
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -165,6 +179,12 @@ def work(phase: Phase, args: Namespace, record: dict, signals: list[int]) -> boo
     entry["core_hours"] = round(entry["core_hours"] + seconds / 3600, 3)
     entry["hours"] = round(entry["hours"] + clock / 3600, 3)
     if status == 0:
+        # The next phase of this part begins another table, and other pictures: these stay.
+        log = args.out / "log" / phase.name.replace(" ", "_")
+        make_folder(log)
+        for path in args.out.glob(f"{phase.part}[._]*"):
+            if path.suffix in (".csv", ".png"):
+                shutil.copy(path, log)
         header = load_metadata(args.out / f"{phase.part}.safetensors")
         entry |= {"done": True, "version": json.loads(header.get("version", '""')),
                   "figures": json.loads(header.get("figures", "{}"))}
