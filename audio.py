@@ -4,7 +4,7 @@ L samples of 16 kHz mono audio become audio tokens (N, 2, D_a), two for each of 
 video frames at 25 fps. Each is [speech features ; BEATs features]: WavLM or wav2vec2 (both from
 `transformers`) tells what is said, and BEATs tells everything else, such as laughs and sighs. BEATs
 (arXiv 2212.09058) has no maintained implementation, so it is written here, with the parameter names
-of its published file. B recordings, n features (or tokens inside of an encoder), C their width.
+of its published file. B recordings, n tokens (inside an encoder) or video frames, C features.
 """
 
 import math
@@ -88,7 +88,7 @@ class AudioConfig:
 
     @classmethod
     def tiny(cls) -> "AudioConfig":
-        """The toy world's encoders, with D_a = 64 + 64."""
+        """The drawn world's encoders, with D_a = 64 + 64."""
         return cls(
             wavlm=SpeechConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
                                intermediate_size=256, conv_dim=(32, 48, 64, 64, 64, 64, 64),
@@ -128,7 +128,7 @@ def fbank(wave: Tensor) -> Tensor:
     frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], -1)
     window = torch.hann_window(400, periodic=False, device=wave.device) ** 0.85  # "Povey"
     power = torch.fft.rfft(frames * window, n=512).abs() ** 2  # (B, n, 257)
-    return (power @ _mel_triangles().to(wave.device)).clamp(min=1.1920929e-7).log()  # > 0
+    return (power @ _mel_triangles().to(wave.device)).clamp(min=1.1920929e-7).log()  # (B, n, 128)
 
 
 class PositionalConv(nn.Module):

@@ -79,9 +79,9 @@ def reading(path: Path) -> Iterator[safe_open]:
 class Clip(NamedTuple):
     """A clip of a cache, and where windows of a stage can begin in it."""
 
-    shard: Path
+    shard: Path  # the clip's file
     kind: str
-    times: Sequence[int]  # the frame that each row of the shard shows; -1: a portrait
+    times: Sequence[int]  # the frame that each row of the shard shows; -1: only for the identity
     firsts: Sequence[int]  # first frames of windows whose frames are all there
 
 
@@ -145,8 +145,8 @@ class Clips:
         return Clip(cache / entry["shard"], entry["kind"], times, firsts)
 
     def _choose(self, number: int) -> Clip:
-        """The clip that comes at place `number` of the endless order: the kinds take turns, and of
-        a kind every clip comes once before any comes twice."""
+        """The clip that comes at place `number` of the endless order: the kinds take turns, and
+        within a kind every window that fits comes once, as its clip, before any comes again."""
         turn, kind = divmod(number, len(self.kinds))
         clips = self.kinds[kind]
         epoch, place = divmod(turn, len(clips))
@@ -174,7 +174,7 @@ class Clips:
         """What a window is made of: mean, log-variance and noise of the identity frame and of its T
         frames, (1 + T, C, h, w) each; audio tokens, emotion; where the frames stand."""
         # A window of keyframes is every 13th frame from a random one on, one of interpolation 14 in
-        # a row. The spatial phase of a training takes single frames.
+        # a row. The first phase of train_keyframe.py, of the spatial half, takes single frames.
         if whole:
             first = int(rng.choice(clip.firsts))
             times = [first + i * self.stage.spacing for i in range(self.stage.frames)]

@@ -52,11 +52,12 @@ def training_sigma(normal: Tensor, p_mean: float, p_std: float) -> Tensor:
 def schedule(steps: int, sigma_max: float = AYS[0]) -> Tensor:
     """The falling noise levels of the sampler and a final 0: (steps + 1,) float64; (12,) for 10."""
     # As in the released code, steps = 10 takes the whole table and so makes 11 evaluations. Any
-    # other number resamples the table to `steps` levels, linearly in (index, ln sigma).
+    # other number (below 10: ours) resamples the table to `steps` levels, linearly in index and
+    # ln sigma.
     table = np.log(AYS)
     if steps != 10:
         table = np.interp(np.linspace(0, 1, steps), np.linspace(0, 1, len(AYS)), table)
-    # Another sigma_max stretches the table in ln sigma about its lowest level.
+    # Ours: another sigma_max stretches the table in ln sigma about its lowest level.
     low = math.log(AYS[-1])
     levels = np.exp(low + (table - low) * (math.log(sigma_max) - low) / (math.log(AYS[0]) - low))
     return torch.from_numpy(np.append(levels, 0.0))

@@ -32,7 +32,7 @@ from vae import VAE, brightness_error
 
 @dataclass
 class Plan:
-    """Which of the N frames of a video is made where, on a fixed grid that starts at frame 0.
+    r"""Which of the N frames of a video is made where, on a fixed grid that starts at frame 0.
 
     A window is T = 14 keyframes, S = 13 frames apart; windows know nothing of each other. A segment
     is the 14 consecutive frames from one keyframe to the next, both included, so neighbouring
@@ -40,18 +40,18 @@ class Plan:
 
         frame      0     13    26         169   182   195         351   364
         windows    K-----K-----K--  ...  --K  |  K-----K--  ...  --K  |  K--
-                   \\____ window 0 ________/    \\____ window 1 ____/
-        segments   [=====]                [=====]                 [=====]
-                         [=====]                [=====]
-        groups     \\_______ group 0 ___________/\\_______ group 1 ______/
-                                              ^ group 0 ends on the first keyframe of window 1
+                   \_____ window 0 ________/     \____ window 1 ___/
+        segments   [=====]                 [=====]                 [=====]
+                         [=====]                 [=====]
+        groups     \________ group 0 ___________/\________ group 1 ______/
+                                                 ^ group 0 ends on the first keyframe of window 1
 
     The last segment of a group ends on a keyframe of the *next* window, and so interpolation hides
     the seam between the two. Both groups make the frame where they meet (182 above); nothing is
     averaged across groups: the earlier group hands the frame out, and the later one drops it.
 
     With the released weights (`dummy_first`) the first element of each window is a dummy, sampled
-    like the rest to frame 0's sound and emotion, and thrown away: 13 usable keyframes, not 14.
+    like the rest, with frame 0's sound and emotion, and thrown away: 13 usable keyframes, not 14.
     """
 
     total: int  # N
@@ -114,7 +114,7 @@ class Plan:
 
 @dataclass
 class Film:
-    """One video while it is being made: what is known of it, and how it is to be sampled."""
+    """A video while it is being made: what is known of it, and how it is to be sampled."""
 
     plan: Plan
     identity: Tensor  # (1, C, h, w) latents of the identity frame
@@ -140,7 +140,7 @@ class KeyFace:
     def __init__(self, config: Config, device: str = "cpu", low_memory: bool = False):
         self.config, self.size = config, config.size  # side of the generated image in pixels
         self.device, self.low_memory = torch.device(device), low_memory
-        # More segments or images at a time are no faster, and fill a GPU's memory.
+        # More segments or images at a time are no faster on a CPU, and would fill a GPU's memory.
         self.batch = 1 if low_memory else 4
         self.keyframe = Stage(config.keyframe)
         self.interp = Stage(config.interp)
@@ -228,14 +228,15 @@ class KeyFace:
                 id_guidance: float | None = None, audio_guidance: float | None = None,
                 autoguidance: float | None = None, seed: int = 0, start: int = 0,
                 progress: Callable[[str, int, int], None] | None = None) -> Iterator[np.ndarray]:
-        """Yields ceil(25 x seconds) frames, uint8 (H, W, 3), each group as soon as it is done, in
-        constant memory; or those from number `start` on, without making the groups before.
+        """Yields ceil(25 x seconds) frames, uint8 (H, W, 3), or those from number `start` on,
+        without making the groups before. A group comes as soon as it is done; memory grows with the
+        sound alone.
 
         image: a path, or uint8 (H, W, 3) of any size; audio: a path, or float (L,) at 16 kHz
         in [-1, 1]; emotion as in `emotion_curve`; guidance weights and steps default to the
-        config's. progress(stage, done, total) is called after every step of the sampler, with
-        "keyframes" for the windows and "frames" for the segments, of which each counts. Raises
-        InputError for what cannot be used, when the first frame is asked for.
+        config's. progress(stage, done, total) is called after every step of the sampler: they count
+        steps times windows (stage "keyframes") or steps times segments ("frames"). Raises
+        InputError for what cannot be used, but only when the first frame is asked for.
         """
         c = self.config
         given = {"steps": steps, "id_guidance": id_guidance, "audio_guidance": audio_guidance,
@@ -329,9 +330,9 @@ class KeyFace:
         shape = (c.interp.frames, *film.identity.shape[1:])  # (T, C, h, w)
         noise = torch.stack([diffusion.seeded_noise(film.seed, 1, a // plan.spacing, shape)
                              for a, _ in segments]).to(self.device)
-        # The paper's way: the two copies of a shared frame start from the same noise and are set to
-        # their mean after each step. Otherwise segments are sampled on their own, and `merge`
-        # averages the finished latents (the published code: the decoded pixels).
+        # The paper averages the two copies of a shared frame while it samples: here both start from
+        # the same noise, and after each step both are set to their mean. Otherwise segments are
+        # sampled apart, and `merge` averages finished latents (the published code: pixels).
         after_step = None
         if c.average_shared:
             noise[:-1, -1] = noise[1:, 0]

@@ -30,11 +30,11 @@ class StageConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     interpolation: bool = False  # True: frames between two known ones; False: keyframes
     frames: int = 14  # T
-    spacing: int = 13  # S, frames from one element to the next; interpolation has S + 1 `frames`
+    spacing: int = 13  # S; 1 for interpolation, whose `frames` are S + 1 of the keyframes' S
     audio_dim: int = 1536  # D_a: WavLM + BEATs
     latent_shape: tuple[int, ...] = (4, 64, 64)  # (C, h, w)
-    # Factor of z_id, or of z_s and z_e. The released models see them without the VAE's scale
-    # factor, 5.5 times as large as clean latents. The tiny models see both alike (1.0).
+    # Scaled latents times this are z_id, or z_s and z_e. The released models see those without the
+    # VAE's scale factor, 5.5 times as large as clean latents; the tiny ones see both alike (1.0).
     condition_scale: float = 1 / 0.18215
     # Ours: unknown frames start from a linear blend of the two ends, on top of the learned mask
     # embedding z_m. The paper has z_m alone.
@@ -46,10 +46,10 @@ class StageConfig:
     # Of keyframes alone. Tiny uses 0.1: lambda(sigma) amplifies the VAE's own error as sigma goes
     # to 0.
     pixel_weight: float = 1.0
-    pixel_share: float = 1.0  # the share of a batch's windows that have the pixel loss
+    pixel_share: float = 1.0  # of a batch's windows, those with the pixel loss; less is ours
     drop_identity: float = 0.1
     drop_audio: float = 0.2
-    without: str = ""  # an ablation: the features of "wavlm" or "beats" are set to zero
+    without: str = ""  # an ablation: the speech ("wavlm") or BEATs features ("beats") are zeros
     # The paper's recipe: training goes on from SVD's network, whose temporal layers are frozen.
     finetune: bool = False
     checkpoint_activations: bool = False  # recompute them in the backward pass: less memory
@@ -186,8 +186,8 @@ class Stage(nn.Module):
     def conditions(self, latents: Tensor, audio_tokens: Tensor,
                    emotion: Tensor | None = None) -> Conditions:
         """Embeds what is known (paper: conditioning). latents: scaled ones of the identity
-        (B, C, h, w), or of start and end (B, 2, C, h, w), which times `condition_scale` are z_id,
-        or z_s and z_e; audio_tokens (B, T, 2, D_a); emotion, for keyframes, valence and arousal
+        (B, C, h, w), or of start and end (B, 2, C, h, w); times `condition_scale` they become z_id,
+        or z_s and z_e. audio_tokens (B, T, 2, D_a); emotion, for keyframes, valence and arousal
         (B, T, 2) in [-1, 1]."""
         concat = latents.flatten(1, -3) * self.config.condition_scale  # (B, C or 2C, h, w)
         # A video frame lasts two audio tokens; their mean goes through one trained linear layer.
@@ -260,8 +260,8 @@ class Stage(nn.Module):
         latent = diffusion.latent_loss(denoised, x0, sigma, c.lambda_lower).mean()
         if pixels is None or not c.pixel_weight:
             return latent, torch.zeros_like(latent)
-        # L2 + LPIPS on the decoded frame. (From 256 pixels on tools/scaling.py sets LPIPS as
-        # `distance`; else the features of the autoencoder's own encoder take its place.)
+        # L2 + LPIPS on the decoded frame. (From 32 x 32 latents on, if it is installed, LPIPS
+        # is `distance`, see tools/scaling.py; else features of our own autoencoder's encoder.)
         sigma = sigma[:len(pixels)]
         decoded = vae.to_images(denoised[:len(pixels), frame])  # (P, 3, H, W)
         distance = (diffusion.loss_weight(sigma) * self.distance(vae, decoded, pixels)).mean()

@@ -34,7 +34,7 @@ def init_from_keyframes(stage: Stage, keyframe: Stage) -> None:
     neutral = sinusoid(torch.zeros(2), width // 2).flatten()  # (width,)
     for name, value in ours.items():
         given = theirs.get(name)
-        if name == "unet.input_blocks.0.0.weight":  # 9 input channels from 8
+        if name == "unet.input_blocks.0.0.weight":  # 2C + 1 input channels from 2C
             value[:, :given.shape[1]] = given
             value[:, given.shape[1]:] = 0
         elif name == "unet.label_emb.0.0.weight":  # [emotion, audio]: the emotion stands in front
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         cli.warn("there are no keyframe weights to start from; run train_keyframe.py first, as "
                  "from nothing interpolation ignores the audio for long")
     # Weights that go on from finished ones are never under-trained again: they keep the bad model
-    # that --init brought along.
+    # that --init brought along. (Where it brought none, an early copy has to do, and guides less.)
     early_due = not (args.init and (args.init / "interp_bad.safetensors").exists())
 
     # The data: windows of 14 consecutive frames, of which the first and the last are known.
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
             loss, no_pixel_loss = parallel(model.vae, *part)
             (loss / args.accumulate).backward()
             latent += loss.detach() / args.accumulate
-        norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)  # ours
         if run.all_finite(latent, norm):
             optimizer.step()
             average.update_parameters(stage)

@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> None:
 
         # What is random follows from the seed and the step. Every process draws noise levels and
         # noise for the whole batch and takes its rows, so the number of processes changes nothing
-        # but the order in which numbers are summed (and, where it does not divide the windows of
-        # the pixel loss, how many these are).
+        # but the order in which numbers are summed (and, where the windows of the pixel loss cannot
+        # be shared out evenly, how many these are).
         torch.manual_seed(args.seed * 10_000_000_000 + run.step)
         frame = int(torch.randint(batch.latents.shape[1], ()))  # of the pixel loss
         draws = stage.draw((size, *batch.latents.shape[1:])).rows(rows).to(processes.device)
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
             (sum(losses) / args.accumulate).backward()
             latent += losses[0].detach() / args.accumulate
             pixel += losses[1].detach() / args.accumulate
-        norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(stage.parameters(), 1.0)  # ours
         if run.all_finite(latent + pixel, norm):
             optimizer.step()
             average.update_parameters(stage)

@@ -57,7 +57,7 @@ def open_data(args: argparse.Namespace, model: KeyFace, stage: Stage,
 
 
 def averaged(stage: Stage, decay: float) -> AveragedModel:
-    """An exponential moving average of the parameters, which is what is kept and sampled with: it
+    """Ours: an exponential moving average of the parameters, which is kept and sampled with, as it
     is better than the last step's. The decay ramps up, so initial weights fade quickly."""
     # w_average <- decay w_average + (1 - decay) w. The last steps of a training jump about the best
     # weights, as each sees few windows; their mean lies nearer to it.
@@ -269,10 +269,11 @@ class Run:
                                  version=checkpoint.code_version(), **more)
 
     def save(self) -> None:
-        """Writes the weights, then the state. --resume wants the same options, without --init. What
-        is random follows from seed and step, so there is no random state to keep. With --steps a
-        resumed training is exact, wherever it was killed: it goes on from the state and never
-        reads the weights. With --minutes learning rate and phases follow the clock."""
+        """Writes the weights, then the state. --resume wants the same options, but none that say
+        what to begin from. What is random follows from seed and step, so there is no random state
+        to keep. With --steps a resumed training is exact, wherever it was killed: it goes on from
+        the state and never reads the weights. With --minutes learning rate and phases follow the
+        clock."""
         self.keep(self.args.out / f"{self.name}.safetensors")
         state = scaling.whole({
             "stage": self.stage.state_dict(), "average": self.average.state_dict(),

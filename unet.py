@@ -1,12 +1,12 @@
 """The network: Stable Video Diffusion's spatio-temporal UNet (arXiv 2311.15127).
 
 In: noisy latents with their condition channels (B*T, C_in, h, w); for each frame c_noise, emotion
-and its own audio embedding; for each window all T of these. Out: F of the denoiser, (B*T, C, h, w).
-Each block processes every frame on its own, then mixes along time, and blends the two results by a
-learned scalar.
+and its audio embedding; for each window the audio embeddings of all its T frames. Out: F of the
+denoiser, (B*T, C, h, w). Each block processes every frame on its own, then mixes along time, and
+blends the two results by a learned scalar.
 
 Parameters are named as in the released checkpoint (after `model.diffusion_model.`).
-B windows of T frames, C channels, h x w latent pixels, D_c context width, E embedding width.
+B windows of T frames, C channels, h x w latent pixels, D_c context width, E width of `emb`.
 Row b*T + t of a tensor (B*T, ...) is frame t of window b.
 """
 
@@ -38,7 +38,7 @@ class UNetConfig:
     def tiny(**overrides) -> "UNetConfig":
         """For 16 x 16 latents."""
         # A group has several channels: GroupNorm erases a constant that is added to a whole group,
-        # and the embedding adds one to each channel. Attention is where a CPU can afford it.
+        # and the embedding adds a constant to each channel. Attention is where a CPU can afford it.
         sizes = UNetConfig(model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1,
                            attention_resolutions=(4,), num_head_channels=32, context_dim=96,
                            emotion_dim=64, num_groups=8)
@@ -299,7 +299,7 @@ class UNet(nn.Module):
         self.middle_block = nn.ModuleList(
             [res(channels, channels), attention(channels), res(channels, channels)])
 
-        # The way up. Each block takes the latest stored tensor that is left beside its input; a
+        # The way up. Each block takes, beside its input, the latest stored tensor left; a
         # level has one block more than on the way down, because the downsampling stores one, too.
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(c.channel_mult))):

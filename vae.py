@@ -60,7 +60,7 @@ class Posterior:
 # on latents instead: the encoder halves the sides of a picture a few times and keeps a handful of
 # channels, and the decoder, which is trained to undo that, puts the texture back.
 
-# ---- Blocks. In all of them x is (B*T, C, h, w), clips one after the other; `frames` is T. ----
+# ---- Blocks: x is (B*T, C, h, w), clips one after the other; only along time (B, C, T, h, w) ----
 
 def over_time(f: Callable[[Tensor], Tensor], x: Tensor, frames: int) -> Tensor:
     """Applies f, which works on (B, C, T, h, w) or on single frames, to x (B*T, C, h, w)."""
@@ -264,8 +264,8 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor, frames: int = 1) -> Tensor:
         """Unscaled latents (N, C, h, w), N = B*T, -> images (N, 3, H, W), not clipped. `frames` is
-        T; with 1, as the released model does it, and all of this code but the parity tests, each
-        frame is decoded on its own."""
+        T. The released model and this code pass 1: each frame is decoded on its own. Only parity
+        tests pass more."""
         return self.decoder(self.post_quant_conv(z), frames)
 
     # The networks above work on unscaled latents z, the diffusion models on scaled ones,
