@@ -3,8 +3,7 @@
 It follows one film, that of `python sample.py`, from the picture and the sound to the frames. Each
 cell below is a stop: it computes and draws what that stop's text in walk/template.md tells. Numbers
 in ⟨ ⟩ there are names from here, lines in ⟪ ⟫ are read from the modules (tools/page.py).
-An editor that knows cells (`# %%`) runs them one by one, as a notebook; begin with the first.
-"""
+Editors that know cells (`# %%`) run them one by one, as a notebook, from the first on."""
 
 # %% The film, made while we watch
 import json
@@ -30,7 +29,8 @@ from unet import sinusoid
 
 if __name__ == "__main__" and "IPython" not in sys.modules:
     # As a command it runs under `cli.run`, which tells mistakes in one line; then it is done.
-    sys.exit(cli.run(lambda _: runpy.run_path(__file__, run_name="walk")))
+    sys.exit(cli.run(lambda given: cli.Parser("walk.py", description=__doc__).parse_args(given)
+                     and runpy.run_path(__file__, run_name="walk")))
 
 torch.set_grad_enabled(False)
 matplotlib.rcParams.update(STYLE)
