@@ -3,9 +3,11 @@
 For each setting ten clips of four seconds are made, with people and sentences of the train split
 that no training has seen, so that a choice made here leaves the test split untouched. Printed are
 the judged jaw's correlation with the truth, the share of m, b, p with closed lips, sharpness over
-that of the true film after the autoencoder, and the seconds by the clock, on all cores, for a
-second of film, writing included; then those until the first frames, which are a group. The limit
-below which a mouth counts as closed comes from drawn clips of the test split; no model made them.
+that of the true film after the autoencoder, the difference of left and right eye's opening and the
+distance of irises from the given picture's in CIELAB, both over the true film's, and the seconds by
+the clock, on all cores, for a second of film, writing included; then those until the first frames,
+which are a group. The limit below which a mouth counts as closed comes from drawn clips of the test
+split; no model made them.
 """
 
 import sys
@@ -33,6 +35,7 @@ from toy.world import Clip, make_clip
 SEEDS, SECONDS, LONG = 76_000_000, 4, 12
 STEPS = (10, 6, 4, 3)
 SETTINGS = ("steps", "id_guidance", "audio_guidance", "autoguidance")
+OPEN = .4                                                  # eyes whose colour is looked at
 JAW, SHUT = JUDGED.index("jaw"), VISEME_CLASSES.index("m b p")
 
 
@@ -79,13 +82,26 @@ def main(argv: list[str] | None = None) -> None:
 
     def figures(videos: list[np.ndarray]) -> dict[str, np.ndarray]:
         """Of a film of each clip: the jaw's correlation, frames of m, b, p with closed lips and how
-        many there are, sharpness."""
-        jaws = [judges.states(to_tensor(video)).numpy()[:, JAW] for video in videos]
+        many there are, sharpness, difference of both eyes, irises' distance from the first's."""
+        images = [to_tensor(video) for video in videos]
+        states = [judges.states(each) for each in images]
+        jaws = [each.numpy()[:, JAW] for each in states]
         shut = [jaw[c.viseme == SHUT] < closed for jaw, c in zip(jaws, clips)]
         return {"jaw": np.array([correlation(jaw, c.state[:, JAW])
                                  for jaw, c in zip(jaws, clips)]),
                 "shut": np.array([(frames.sum(), len(frames)) for frames in shut]),
-                "sharp": np.array([sharpness(to_tensor(video)).mean() for video in videos])}
+                "sharp": np.array([sharpness(each).mean() for each in images]),
+                "eyes": np.array([eyes(*each) for each in zip(images, states, clips)])}
+
+    def eyes(images: torch.Tensor, states: torch.Tensor, clip: Clip) -> tuple[float, float]:
+        """The difference of both eyes' opening, and the distance of the irises of open ones from
+        those of the given picture, means over the frames."""
+        if not judges.sees_eyes:
+            return np.nan, np.nan
+        face = to_tensor(face_of(clip, config.size, 0)[None])
+        given, seen = judges.eyes(face, judges.states(face)), judges.eyes(images, states)
+        away = (seen - given)[seen[..., 0] > OPEN][:, 1:].norm(dim=-1)     # seen: (N, 2, 4)
+        return (seen[:, 0, 0] - seen[:, 1, 0]).abs().mean().item(), away.mean().item()
 
     cost(args.weights, clips[0], {"steps": 1})             # of which the first is slower
     with workers(torch.get_num_threads()) as pool:
@@ -93,10 +109,10 @@ def main(argv: list[str] | None = None) -> None:
         ceiling, first = figures([videos["ceiling"] for videos in true]), None
         print("jaw: correlation with the truth, and by how much it is more than in the first row, "
               "with a 95 % interval over films\n"
-              f"{'steps':>5}  {'guidance':12}    jaw   more than above    m b p closed  sharpness  "
-              "seconds for one of film  first frame, s\n"
+              f"{'steps':>5}  {'guidance':12}    jaw   more than above    m b p closed  "
+              "sharpness  eyes  irises  seconds for one of film  first frame, s\n"
               f"       the ceiling   {ceiling['jaw'].mean():5.3f}{'':21}"
-              f"{share(ceiling['shut'].sum(0)):12.1%}       1.00")
+              f"{share(ceiling['shut'].sum(0)):12.1%}       1.00  1.00    1.00")
         for steps in STEPS:
             for name, weights in guidances(config).items():
                 settings = dict(zip(SETTINGS, (steps, *weights)))
@@ -104,11 +120,13 @@ def main(argv: list[str] | None = None) -> None:
                 found = figures(list(made(pool, film, asked, f"{steps} {name}")))
                 first = first or found
                 more = bootstrap(counted(found["jaw"] - first["jaw"]))
+                apart, colour = found["eyes"].mean(0) / ceiling["eyes"].mean(0)
                 each, begins = cost(args.weights, long, settings)
                 print(f"{steps:5}  {name:12}  {found['jaw'].mean():5.3f}  "
                       f"{more[0]:+.3f} ({more[1]:+.3f} to {more[2]:+.3f})  "
                       f"{share(found['shut'].sum(0)):9.1%}  "
-                      f"{found['sharp'].mean() / ceiling['sharp'].mean():9.2f}  {each:23.2f}  "
+                      f"{found['sharp'].mean() / ceiling['sharp'].mean():9.2f}  {apart:4.2f}  "
+                      f"{colour:6.2f}  {each:23.2f}  "
                       f"{begins:14.1f}", flush=True)
 
 
