@@ -215,7 +215,8 @@ def loudness(path: Path | str) -> np.ndarray | None:
     except InputError:
         return None
     frames = np.pad(wave, (0, -len(wave) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
-    return 1 + np.log10(np.square(frames).mean(1).clip(1e-6)) / 6
+    power = np.square(frames).mean(1)
+    return np.where(power > 1e-6, 1 + np.log10(power.clip(1e-6)) / 6, 0)
 
 
 # What a file is by its first bytes, where it is no picture that can be opened.
