@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
@@ -25,8 +26,8 @@ from emotion import EMOTIONS, emotion_curve
 from keyface import Config, Film, KeyFace
 from tools import cli, figures, media, released
 from tools.checkpoint import load_config
-from tools.cli import AUDIO, EMOTION, IMAGE, SETTINGS, WEIGHTS, InputError
-from tools.order import SAMPLER, Order, box, curve_table, differences, named, timeline
+from tools.cli import AUDIO, EMOTION, IMAGE, WEIGHTS, InputError
+from tools.order import SAMPLER, Order, box, curve_table, differences, named, option, seen, timeline
 from toy import example
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"    # which gradio reads while it is imported
@@ -36,7 +37,7 @@ except ImportError:
     sys.exit('app.py: error: the page is made with gradio: pip install -e ".[app]"')
 
 LONGEST, LARGEST = 60, 30       # of a sound in seconds, of an upload in MB
-WAITING = 8                     # films in the queue
+WAITING = 40                    # clicks in the queue, of all visitors
 WORKER = ThreadPoolExecutor(1)  # makes the films, one at a time
 
 
@@ -67,13 +68,6 @@ def heard(path: str | None) -> np.ndarray:
         raise InputError(f"{path}: {len(wave) / media.SAMPLE_RATE:.0f} s of sound; the page makes "
                          f"films of at most {LONGEST} s, and python sample.py of any length")
     return wave
-
-
-def seen(path: str | None, crop: str, size: int) -> np.ndarray:
-    """The square of a picture that "X,Y,SIDE" chooses, (size, size, 3) uint8."""
-    if not path:
-        raise InputError("--image: no picture yet; choose or upload one")
-    return media.read_image(path, size, cli.crop(crop) if crop else None)
 
 
 # ---- making it ----------------------------------------------------------------------------------
@@ -117,7 +111,7 @@ loaded = lru_cache(1)(released.load)    # the weights in use stay in memory
 def make(order: Order, wave: np.ndarray, folder: Path, device: str, making: Making
          ) -> tuple[str, str]:
     """Makes the film and its contact sheet: their files. Raises Stopped and what `animate` does."""
-    making.report("weights", 0, 1)
+    making.report("reading the weights, which Cancel does not end", 0, 1)
     model = loaded(order.weights, device)
     face = seen(order.image, order.crop, model.size)
     making.warning = model.unlike(face)
@@ -155,13 +149,14 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
     """The page, with the weights folder `own` to choose. Its files are in `folder`."""
     answered = answers(folder)          # also a decorator
 
+    @answered
     def settings_of(weights: str) -> list[float]:
         config = Config() if weights == "released" else load_config(Config, weights)
         return [getattr(config, name) for name in SAMPLER[:4]]
 
     @answered
     def centre(path, crop, at: gr.SelectData) -> str:
-        return box(path, cli.crop(crop)[2], at.index)
+        return box(path, option("crop", crop)[2] if crop else 10**9, at.index)
 
     @answered
     def say(text: str) -> str:
@@ -174,28 +169,32 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
             wave = heard(audio)
             seen(path, crop, size)
             order = Order(path, crop, audio, timeline(rows), weights, *(
-                SETTINGS[name](str(value)) for name, value in zip(SAMPLER, settings)))
+                option(name, value) for name, value in zip(SAMPLER, settings)))
             emotion_curve(order.emotion, 1)
             making = Making()
-            job = WORKER.submit(make, order, wave, folder, device, making)
+            job = WORKER.submit(copy_context().run, make, order, wave, folder, device, making)
             try:
                 while not job.done():
                     yield dict(zip((status, newest), making.shown()))
                     time.sleep(0.3)
-            finally:
-                making.stop = True      # this is closed: cancelled, or the browser is gone
+            except GeneratorExit:       # cancelled, or the browser is gone
+                making.stop = True
+                job.add_done_callback(lambda j: j.exception() or forget([(order, *j.result())]))
+                raise
+            if job.exception():
+                yield {status: "not made"}
+            films = [*films, (order, *job.result())]
             if making.warning:
                 gr.Warning(f"{named(path)}: {making.warning}")
-            forget(films[:-1])
-            films = [*films[-1:], (order, *job.result())]
-            before, now = films[0], films[-1]
+            forget(films[:-2])
+            before, now = films[-2:][0], films[-1]
             yield {status: "done", newest: making.shown()[1], made: gr.Column(visible=True),
-                   result: now[1], sheet: now[2], command: order.command(), memory: films,
+                   result: now[1], sheet: now[2], command: order.command(), memory: films[-2:],
                    lines: order.python(device), compare: gr.Column(visible=len(films) > 1),
                    first: before[1], second: now[1], table: differences(before[0], order)}
 
     size = load_config(Config, own).size
-    with gr.Blocks(title="KeyFace", analytics_enabled=False, delete_cache=(600, 3600)) as demo:
+    with gr.Blocks(title="KeyFace", analytics_enabled=False, delete_cache=(600, 6 * 3600)) as demo:
         memory = gr.State([], delete_callback=forget)       # the last two films
         gr.Markdown("# KeyFace\nA face, a sound and emotions become a film, all on this machine. "
                     f"Uploads: up to {LARGEST} MB, sound up to {LONGEST} s.")
@@ -243,8 +242,8 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
                     gr.Markdown("Contact sheet; K marks keyframes")
                     sheet = gr.Image(show_label=False, interactive=False)
                     command, lines = (
-                        gr.Code(language=name, label=f"The same film {how}", wrap_lines=True,
-                                show_line_numbers=False, interactive=False)
+                        gr.Code(language=name, label=f"The film {how}, of saved face and sound",
+                                wrap_lines=True, show_line_numbers=False, interactive=False)
                         for name, how in (("shell", "by command"), ("python", "in Python")))
                 with gr.Column(visible=False) as compare:
                     table = gr.Markdown()
@@ -271,7 +270,8 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
         making = go.click(film, [memory, image, crop, audio, rows, weights, *knobs, seed],
                           [status, newest, made, result, sheet, command, lines, memory, compare,
                            first, second, table], show_progress_on=status)
-        cancel.click(lambda: "cancelled", None, status, cancels=making)
+        # One after the other: as one event, a last bar of progress may come after the word.
+        cancel.click(None, cancels=making).then(lambda: "cancelled", None, status)
     return demo
 
 

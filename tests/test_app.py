@@ -4,6 +4,7 @@ weights at one step. What is shown to copy makes the same film, byte for byte.""
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 import sample
 from tools import cli, media
-from tools.order import Order, box, differences, timeline
+from tools.order import Order, box, differences, option, timeline
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)
@@ -47,8 +48,22 @@ def test_a_copy_of_the_shipped_face_goes_by_its_place(tmp_path):
     assert rows == ["| image | me & you.png | assets/face.png |"]
 
 
+def test_two_files_of_one_name_differ():
+    orders = [replace(ORDER, image=f"{folder}/image.png") for folder in ("0a", "0b")]
+    rows = differences(*orders).splitlines()[2:]
+    assert rows == ["| image | image.png | another image.png |"]
+    assert differences(ORDER, ORDER).splitlines()[2:] == ["| nothing | | |"]
+
+
+def test_a_field_that_cannot_be_used_is_named():
+    assert option("id_guidance", 1.5) == 1.5 and option("crop", "1,2,30") == (1, 2, 30)
+    with pytest.raises(cli.InputError, match='--seed: "None" is no whole number'):
+        option("seed", None)
+
+
 def test_a_table_becomes_a_timeline_and_a_click_a_box():
-    assert timeline([["0", "sad"], ["", ""], ["2.5", "0.1, -0.2"]]) == "0:sad 2.5:0.1,-0.2"
+    rows = [[0, "sad"], ["", ""], ["1", None], ["2.5", "0.1, -0.2"]]
+    assert timeline(rows) == "0:sad 2.5:0.1,-0.2"
     assert box(cli.IMAGE, 100, (10, 250)) == "0,156,100"
 
 
@@ -63,6 +78,25 @@ def test_what_cannot_be_used_is_told(app, tmp_path):
     media.write_wav(tmp_path / "long.wav", np.zeros(16000 * (app.LONGEST + 1), np.float32))
     with pytest.raises(cli.InputError, match="long.wav: 61 s of sound; .* at most 60 s"):
         app.heard(tmp_path / "long.wav")
+
+
+def test_a_film_that_is_stopped_leaves_nothing(app, tmp_path):
+    class StoppedSoon(app.Making):
+        def report(self, *stage):
+            super().report(*stage)
+            self.stop = stage[0] == "keyframes"  # after the first step
+
+    order = Order(str(cli.IMAGE), "", str(cli.AUDIO), "happy", str(cli.WEIGHTS), 1, 1, 1, 1, 0)
+    with pytest.raises(app.Stopped):
+        app.make(order, np.zeros(8000, np.float32), tmp_path, "cpu", StoppedSoon())
+    assert not list(tmp_path.iterdir())
+
+
+def endless(order, wave, folder, device, making):
+    """A film that never ends unless it is stopped."""
+    while True:
+        making.report("keyframes", 1, 2)
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +119,8 @@ def browser():
         pytest.skip("no Chromium is installed here: apt-get install chromium")
     with driver.sync_playwright() as playwright:
         # Root has no sandbox of its own; only the page of this test is opened.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM,
+                                             args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
 
@@ -127,7 +162,7 @@ def make(page):
     film = "document.querySelector('video')?.currentSrc"
     before = page.evaluate(film)
     page.get_by_role("button", name="Make the film").click()
-    page.wait_for_function(f"before => {film} && {film} != before", arg=before)
+    page.wait_for_function(f"before => {film} && {film} != before", arg=before, polling=100)
 
 
 def test_makes_films_that_play_can_be_made_again_and_are_compared(page, tmp_path, monkeypatch):
@@ -138,14 +173,15 @@ def test_makes_films_that_play_can_be_made_again_and_are_compared(page, tmp_path
     make(page)
     video = page.locator("video").first
     video.wait_for()
-    page.wait_for_function("v => v.readyState > 2", arg=video.element_handle())
+    page.wait_for_function("v => v.readyState > 2", arg=video.element_handle(), polling=100)
     assert video.evaluate("v => [v.duration, v.videoWidth, v.videoHeight]") == [1, 256, 256]
     video.evaluate("v => v.play()")
-    page.wait_for_function("v => v.currentTime > 0.2", arg=video.element_handle())
+    page.wait_for_function("v => v.currentTime > 0.2", arg=video.element_handle(), polling=100)
 
     film = page.request.get(video.evaluate("v => v.currentSrc")).body()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "assets").symlink_to(cli.HERE / "assets")
+    for folder in ("assets", "weights"):
+        (tmp_path / folder).symlink_to(cli.HERE / folder)
     exec(page.locator(".cm-content").last.inner_text(), {})  # noqa: S102 (they are to be run)
     assert (tmp_path / "film.mp4").read_bytes() == film
 
@@ -164,10 +200,8 @@ def test_makes_films_that_play_can_be_made_again_and_are_compared(page, tmp_path
     assert page.request.get(first).body() != page.request.get(second).body()
 
 
-def test_cancelled_work_ends(page, app):
-    page.get_by_role("button", name="shipped speech").click()  # long enough to be cancelled
-    page.get_by_text("0:08").wait_for()
-    page.get_by_label("number input for steps").fill("50")
+def test_cancelled_work_ends(page, app, monkeypatch):
+    monkeypatch.setattr(app, "make", endless)
     page.get_by_role("button", name="Make the film").click()
     page.locator("label", has_text="keyframes").wait_for()
     page.get_by_role("button", name="Cancel").click()
@@ -196,9 +230,12 @@ def test_nothing_comes_from_elsewhere(page, asked):
     assert "http://127.0.0.1" in asked <= {"http://127.0.0.1", "blob:", "data:"}
 
 
-def test_work_ends_with_the_browser(page, app):
-    page.get_by_role("button", name="shipped face").click()
-    page.locator("img[src*='face.png']").first.wait_for()  # in the place of the torn one
+def test_work_ends_with_the_browser(page, app, monkeypatch):
+    monkeypatch.setattr(app, "make", endless)
+    for name in ("shipped face", "shipped speech"):         # in the place of the torn ones
+        page.get_by_role("button", name=name).click()
+    page.locator("img[src*='face.png']").first.wait_for()
+    page.get_by_text("0:08").wait_for()
     page.get_by_role("button", name="Make the film").click()
     page.locator("label", has_text="keyframes").wait_for()
     page.close()

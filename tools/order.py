@@ -7,15 +7,33 @@ import filecmp
 import math
 import os
 import shlex
+from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tools.cli import AUDIO, HERE, IMAGE
-from tools.media import FPS, open_image
+from tools.cli import AUDIO, HERE, IMAGE, SETTINGS, InputError, crop
+from tools.media import FPS, open_image, read_image
 
 SAMPLER = ("steps", "id_guidance", "audio_guidance", "autoguidance", "seed")
+
+
+def option(name: str, value: object) -> Any:
+    """An option of `sample.py` from what stands in a field. Raises InputError, as the command does,
+    for what cannot be used."""
+    try:
+        return (SETTINGS | {"crop": crop})[name](str(value))
+    except ArgumentTypeError as error:
+        raise InputError(f"--{name.replace('_', '-')}: {error}") from None
+
+
+def seen(path: str | None, crop: str, size: int) -> np.ndarray:
+    """The square of a picture that "X,Y,SIDE" chooses, (size, size, 3) uint8."""
+    if not path:
+        raise InputError("--image: no picture yet; choose or upload one")
+    return read_image(path, size, option("crop", crop) if crop else None)
 
 
 def named(path: str | Path) -> str:
@@ -38,9 +56,10 @@ def box(path: str, side: float = math.inf, middle: tuple[float, float] | None = 
 
 
 def timeline(rows: list[list]) -> str:
-    """The table of the page as the command takes it: "0:neutral 2.5:happy"."""
-    return " ".join(f"{seconds}:{emotion}".replace(" ", "") for seconds, emotion, *_ in rows
-                    if f"{seconds}{emotion}".strip())
+    """The table of the page as the command takes it: "0:neutral 2.5:happy". A row that is still
+    being filled in does not count."""
+    rows = [["" if cell is None else f"{cell}".replace(" ", "") for cell in row] for row in rows]
+    return " ".join(":".join(row[:2]) for row in rows if all(row[:2]))
 
 
 def curve_table(curve: np.ndarray):
@@ -74,8 +93,13 @@ class Order:
         return {name: getattr(self, name) for name in SAMPLER}
 
     def shown(self) -> dict[str, object]:
-        """Each option with its value, files by the names that the page shows."""
-        return asdict(self) | {"image": named(self.image), "audio": named(self.audio)}
+        """Each option with its value. Picture and sound go by the names that the page shows, the
+        weights by their place seen from the project's folder."""
+        weights = self.weights
+        if weights != "released":
+            weights = os.path.relpath(weights, HERE)
+        return asdict(self) | {"image": named(self.image), "audio": named(self.audio),
+                               "weights": weights}
 
     def command(self) -> str:
         """The command line that makes this film."""
@@ -90,7 +114,7 @@ class Order:
         settings = "".join(f",\n    {name}={value}" for name, value in self.settings.items())
         return f"""from tools import media, released
 
-model = released.load({self.weights!r}, {device!r})
+model = released.load({made["weights"]!r}, {device!r})
 face = media.read_image({made["image"]!r}, model.size{crop})
 wave = media.read_audio({made["audio"]!r})
 frames = model.animate(
@@ -100,8 +124,14 @@ media.write_video(
 
 
 def differences(a: Order, b: Order) -> str:
-    """What differs between two films, as a table."""
-    a, b = a.shown(), b.shown()
-    rows = [f"| {name} | {a[name]} | {b[name]} |" for name in a if a[name] != b[name]]
+    """What differs between two films, as a table. Two uploads may have one name: the page keeps
+    them in folders that follow from their contents."""
+    rows = []
+    for (name, old), new in zip(a.shown().items(), b.shown().values()):
+        if old != new:
+            rows.append(f"| {name} | {old} | {new} |")
+        elif name in ("image", "audio") and old == Path(old).name and (
+                getattr(a, name) != getattr(b, name)):
+            rows.append(f"| {name} | {old} | another {new} |")
     return "\n".join(["| | the film before | this film |", "| --- | --- | --- |",
                       *(rows or ["| nothing | | |"])])
