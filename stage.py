@@ -43,6 +43,7 @@ class StageConfig:
     p_std: float = 1.2
     sigma_max: float = diffusion.AYS[0]
     lambda_lower: float = 3.0  # weight of the lower half of the latent rows: the mouth
+    lambda_eyes: float = 1.0  # ours: of the quarter above it
     # Of keyframes alone. Tiny uses 0.1: lambda(sigma) amplifies the VAE's own error as sigma goes
     # to 0.
     pixel_weight: float = 1.0
@@ -111,15 +112,15 @@ class Config:
         common = {"audio_dim": 128, "latent_shape": (c, 16, 16), "condition_scale": 1.0,
                   "p_mean": 0.3, "p_std": 1.3, "sigma_max": 80.0}
         return Config(
-            # lambda_lower is small for keyframes: drawn eyes, in the upper half, are as large as
-            # mouths and harder to learn. It is large for interpolation, which has the eyes from its
-            # two ends and mainly the mouth to learn.
+            # Drawn eyes are as large as mouths and harder to learn: of latents, an iris's colour is
+            # a small part. Interpolation has it from its two ends, but blinks are its own.
             keyframe=StageConfig(unet=UNetConfig.tiny(in_channels=2 * c, out_channels=c),
-                                 lambda_lower=1.5, pixel_weight=0.1, pixel_share=0.5, **common),
+                                 lambda_lower=1.5, lambda_eyes=4.0, pixel_weight=0.1,
+                                 pixel_share=0.5, **common),
             interp=StageConfig(unet=UNetConfig.tiny(in_channels=2 * c + 1, out_channels=c,
                                                     emotion_dim=0),
-                               spacing=1, interpolation=True, lambda_lower=4.0, pixel_weight=0.0,
-                               blend=True, **common),
+                               spacing=1, interpolation=True, lambda_lower=4.0, lambda_eyes=4.0,
+                               pixel_weight=0.0, blend=True, **common),
             vae=vae, audio=AudioConfig.tiny(), interp_audio=None, size=size,
             dummy_first=False, average_shared=True, id_guidance=1.5, audio_guidance=2.0,
             autoguidance=1.5)
@@ -257,7 +258,7 @@ class Stage(nn.Module):
         known = known.keep(draws.keep_identity, draws.keep_audio)
         noisy = x0 + sigma.view(-1, 1, 1, 1, 1) * draws.noise
         denoised = self.denoise(noisy, sigma, known, spatial_only)
-        latent = diffusion.latent_loss(denoised, x0, sigma, c.lambda_lower).mean()
+        latent = diffusion.latent_loss(denoised, x0, sigma, c.lambda_lower, c.lambda_eyes).mean()
         if pixels is None or not c.pixel_weight:
             return latent, torch.zeros_like(latent)
         # L2 + LPIPS on the decoded frame. (From 32 x 32 latents on, if it is installed, LPIPS

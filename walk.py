@@ -242,9 +242,9 @@ page.stop(5, "emotion.webp", canvas)
 sigma = torch.tensor(config.keyframe.p_mean).exp()
 D = model.keyframe.denoise((x0 + sigma * noise)[None], sigma[None], known)[0]
 by_row = diffusion.loss_weight(sigma) * (D - x0).square().mean((0, 1, 3))  # (h,)
-lower = (torch.arange(h) >= h // 2).float()
-weighted = by_row * (1 + lower * (config.keyframe.lambda_lower - 1))
-shares = [100 * (v * lower).sum().item() / v.sum().item() for v in (by_row, weighted)]
+quarters = torch.tensor([1, config.keyframe.lambda_eyes, *2 * [config.keyframe.lambda_lower]])
+weighted = by_row * quarters.repeat_interleave(h // 4)
+shares = [100 * v[h // 2 :].sum().item() / v.sum().item() for v in (by_row, weighted)]
 
 canvas = Canvas(2.2)
 error = (D - x0)[star].square().mean(0).sqrt()

@@ -29,13 +29,13 @@ from tools.media import FPS, film_side, write_video
 from tools.stats import bootstrap, correlation, counted, share
 from toy.evaluation.films import face_of, loaded, made, make_truth, workers
 from toy.evaluation.judges import JUDGED, Judges, lip_limits, to_tensor
+from toy.evaluation.stats import OPEN
 from toy.voices import VISEME_CLASSES
 from toy.world import Clip, make_clip
 
 SEEDS, SECONDS, LONG = 76_000_000, 4, 12
 STEPS = (10, 6, 4, 3)
 SETTINGS = ("steps", "id_guidance", "audio_guidance", "autoguidance")
-OPEN = .4                                                  # eyes whose colour is looked at
 JAW, SHUT = JUDGED.index("jaw"), VISEME_CLASSES.index("m b p")
 
 
@@ -96,8 +96,6 @@ def main(argv: list[str] | None = None) -> None:
     def eyes(images: torch.Tensor, states: torch.Tensor, clip: Clip) -> tuple[float, float]:
         """The difference of both eyes' opening, and the distance of the irises of open ones from
         those of the given picture, means over the frames."""
-        if not judges.sees_eyes:
-            return np.nan, np.nan
         face = to_tensor(face_of(clip, config.size, 0)[None])
         given, seen = judges.eyes(face, judges.states(face)), judges.eyes(images, states)
         away = (seen - given)[seen[..., 0] > OPEN][:, 1:].norm(dim=-1)     # seen: (N, 2, 4)

@@ -209,8 +209,6 @@ def test_judges_learn_the_same_from_the_same_seed_and_are_kept(tmp_path):
     pictures, states = torch.zeros(2, 3, 128, 128), torch.zeros(2, 17)
     assert torch.equal(judges.Judges.load(path).eyes(pictures, states),
                        one.eyes(pictures, states))
-    save_part(path, judges.Judges(sees_eyes=False).state_dict(), report={})
-    assert not judges.Judges.load(path).sees_eyes           # as those of earlier folders
 
 
 def test_a_training_of_the_autoencoder_that_was_stopped_ends_as_one_that_was_not(tmp_path,

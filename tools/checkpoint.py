@@ -30,14 +30,14 @@ LARGEST = 10**6             # number that makes sense in a config
 # Least and largest where others would crash, or end in values that are not finite.
 BOUNDS = {
     "sigma_max": (0.003, LARGEST), "p_mean": (-5, 5), "p_std": (0, 5), "lambda_lower": (0, LARGEST),
-    "pixel_weight": (0, LARGEST), "pixel_share": (0, 1),
+    "lambda_eyes": (0, LARGEST), "pixel_weight": (0, LARGEST), "pixel_share": (0, 1),
     "drop_identity": (0, 1), "drop_audio": (0, 1),
     "scale_factor": (1e-6, LARGEST), "latent_std": (1e-6, LARGEST), "emotion_dim": (0, LARGEST),
     "overlap_frames": (0, LARGEST),
     **dict.fromkeys(("id_guidance", "audio_guidance", "autoguidance"), (-100, 100))}
 
 # Fields that folders of earlier versions lack; their defaults are what those meant.
-LATER = {"patch", "finetune", "checkpoint_activations", "without", "pixel_share"}
+LATER = {"patch", "finetune", "checkpoint_activations", "without", "pixel_share", "lambda_eyes"}
 
 
 def _value(hint: object, value: object, name: str, where: str) -> object:

@@ -35,6 +35,7 @@ from toy.evaluation.judges import EYE_OPEN, JUDGED, Judges, lip_limits, to_tenso
 from toy.evaluation.report import describe, row, write_jaws, write_sheet
 from toy.evaluation.stats import (
     BLINK,
+    OPEN,
     SMEARED,
     blinks,
     moments,
@@ -47,7 +48,6 @@ from toy.voices import VISEME_CLASSES
 from toy.world import KINDS, Clip, frames, make_clip, to_bytes
 
 SPEECH_SEEDS, OTHER_SEEDS, GALLERY = 70_000_000, 71_000_000, 100
-OPEN = .4                                                  # eyes whose colour is looked at
 SHOWN = 4                                                  # clips on the sheet and in the plot
 JAW, WIDTH, ROUNDING, VALENCE, AROUSAL = (
     JUDGED.index(name) for name in ("jaw", "width", "rounding", "valence", "arousal"))
@@ -61,7 +61,7 @@ class Seen:
     face: np.ndarray                                       # (64,): mean embedding
     event: str                                             # "speech" or one of KINDS
     sharpness: np.ndarray                                  # (N, 3): whole pictures, eyes, mouths
-    eyes: np.ndarray | None                                # (N, 2, 4), see `Judges.eyes`
+    eyes: np.ndarray                                       # (N, 2, 4), see `Judges.eyes`
 
 
 def watch(judges: Judges, video: np.ndarray, n_frames: int | None = None) -> Seen:
@@ -69,7 +69,7 @@ def watch(judges: Judges, video: np.ndarray, n_frames: int | None = None) -> See
     images = to_tensor(video)
     states, n = judges.states(images), n_frames or -1
     sharp = torch.stack([sharpness(part) for part in (images, eyes(images), mouth(images))], 1)
-    single = judges.eyes(images, states).expand(n, 2, 4).numpy() if judges.sees_eyes else None
+    single = judges.eyes(images, states).expand(n, 2, 4).numpy()
     states = states.expand(n, -1)
     return Seen(states.numpy(), judges.identity(images).mean(0).numpy(),
                 judges.vocalisation(states), sharp.expand(n, 3).numpy(), single)
@@ -176,11 +176,7 @@ def distance_of_irises(s: Seen, given: Seen) -> tuple[float, int]:
 
 
 def eye_rows(seen: dict[str, list[Seen]]) -> list[dict]:
-    """Of each eye by itself, every column over the ceiling's; there are none where the judges do
-    not see single eyes."""
-    if seen["ceiling"][0].eyes is None:
-        return []
-
+    """Of each eye by itself, every column over the ceiling's."""
     def apart(s: Seen, _: int) -> float:
         return np.abs(np.diff(s.eyes[..., 0])).mean()
 
@@ -349,17 +345,15 @@ def speech_facts(found: Material, seen: dict[str, list[Seen]], limits: dict[str,
     true = [blinks(clip.state[:, EYE_OPEN]) for clip in found.speech]
     count, shut = sum(map(len, true)), sum(map(sum, true))
     minutes = sum(len(clip.state) for clip in found.speech) / FPS / 60
-    facts = [
+    pairs = list(zip(seen["ceiling"], seen["still"]))
+    apart = np.mean([np.abs(np.diff(s.eyes[..., 0])).mean() for s, _ in pairs])
+    colour = np.divide(*np.sum([distance_of_irises(s, given) for s, given in pairs], 0))
+    return [
         f"A blink: frames in a row whose judged eyes are open less than {BLINK}.",
         f"In true speech {count / minutes:.1f} a minute of {shut / max(1, count):.2f} frames each.",
-        f"Smeared: mean absolute Laplacian below {SMEARED} of the mean of both keyframes around."]
-    if seen["ceiling"][0].eyes is not None:
-        pairs = list(zip(seen["ceiling"], seen["still"]))
-        apart = np.mean([np.abs(np.diff(s.eyes[..., 0])).mean() for s, _ in pairs])
-        colour = np.divide(*np.sum([distance_of_irises(s, given) for s, given in pairs], 0))
-        facts.append(f"Ceiling's eyes: left less right opening {apart:.3f}; irises (of eyes open "
-                     f"more than {OPEN}) {colour:.1f} from the given picture. Control: strangers.")
-    return facts + [
+        f"Smeared: mean absolute Laplacian below {SMEARED} of the mean of both keyframes around.",
+        (f"Ceiling's eyes: left less right opening {apart:.3f}; irises (of eyes open more than "
+         f"{OPEN}) {colour:.1f} from the given picture. Control: strangers."),
         f"Closed lips: judged jaw below {limits['closed below']:.2f}, as in 95 % of m, b, p drawn.",
         f"Open mouth: above {limits['open above']:.2f}, as in 95 % of open vowels drawn.",
         "Both limits are of other clips.",
@@ -405,9 +399,6 @@ def main(argv: list[str] | None = None) -> None:
     began, model = time.monotonic(), loaded(args.weights)
     path = args.judges or args.weights / "judges.safetensors"
     judges = Judges.load(path)
-    if not judges.sees_eyes:
-        cli.warn(f"{path}: made before judges saw single eyes; what is measured of these is left "
-                 "out (python -m toy.evaluation.judges makes new ones)")
     cli.make_folder(args.out)
     processes = torch.get_num_threads()
     torch.set_num_threads(1)                 # else it and the processes stand in each other's way

@@ -28,7 +28,6 @@ from tools.checkpoint import (
     header_config,
     header_number,
     load_config,
-    load_metadata,
     load_part,
     save_part,
 )
@@ -92,26 +91,22 @@ def of_an_eye() -> nn.Sequential:
 class Judges(nn.Module):
     """All five. Frames are (N, 3, H, W) in [-1, 1], of any size, in order where time matters."""
 
-    def __init__(self, sees_eyes: bool = True):
+    def __init__(self):
         super().__init__()
-        self.sees_eyes = sees_eyes
         self.state_trunk = nn.Sequential(trunk(160), nn.SiLU(), nn.Linear(160, len(JUDGED)))
         self.register_buffer("mean", torch.zeros(len(JUDGED)))
         self.register_buffer("std", torch.ones(len(JUDGED)))
         self.face_trunk = trunk(64)
         self.event_net = over_time(len(STATE), 48, len(EVENTS), kernel=9, depth=3)
         self.lip_net = over_time(MOUTH, 64, len(VISEME_CLASSES), kernel=5, depth=3)
-
-        if sees_eyes:
-            self.eye_net = of_an_eye()
-            self.register_buffer("eye_mean", torch.zeros(4))
-            self.register_buffer("eye_std", torch.ones(4))
+        self.eye_net = of_an_eye()
+        self.register_buffer("eye_mean", torch.zeros(4))
+        self.register_buffer("eye_std", torch.ones(4))
 
     @staticmethod
     def load(path: Path) -> "Judges":
-        """What `python -m toy.evaluation.judges` wrote; their error is "report" in its header.
-        Those that were trained when no eye was judged by itself have no "version" there."""
-        judges = Judges(not path.is_file() or "version" in load_metadata(path)).eval()
+        """What `python -m toy.evaluation.judges` wrote; their error is "report" in its header."""
+        judges = Judges().eval()
         load_part(path, judges)
         return judges
 

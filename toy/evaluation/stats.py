@@ -7,6 +7,7 @@ import numpy as np
 # Pairs (t, t + 1), t counted from a frame; -1 and 0 touch it, these do not.
 AROUND = [-6, -5, -4, -3, -2, 1, 2, 3, 4, 5]
 BLINK = .25               # opening of the eyes below which they blink; calm ones are open by .45
+OPEN = .4                 # opening of eyes whose colour is looked at
 SMEARED = .8              # of the sharpness of the keyframes around, below which a frame is smeared
 
 
