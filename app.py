@@ -149,7 +149,6 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
     """The page, with the weights folder `own` to choose. Its files are in `folder`."""
     answered = answers(folder)          # also a decorator
 
-    @answered
     def settings_of(weights: str) -> list[float]:
         config = Config() if weights == "released" else load_config(Config, weights)
         return [getattr(config, name) for name in SAMPLER[:4]]
@@ -266,7 +265,7 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
         gr.on([demo.load, rows.change, audio.change], answered(
             lambda r, a: a and curve_table(emotion_curve(timeline(r), media.frame_count(
                 len(heard(a)))))), [rows, audio], plot, trigger_mode="always_last")
-        weights.change(settings_of, weights, knobs)
+        weights.change(answered(settings_of), weights, knobs)
         making = go.click(film, [memory, image, crop, audio, rows, weights, *knobs, seed],
                           [status, newest, made, result, sheet, command, lines, memory, compare,
                            first, second, table], show_progress_on=status)

@@ -122,8 +122,8 @@ class Config:
                                spacing=1, interpolation=True, lambda_lower=4.0, lambda_eyes=4.0,
                                pixel_weight=0.0, blend=True, **common),
             vae=vae, audio=AudioConfig.tiny(), interp_audio=None, size=size,
-            dummy_first=False, average_shared=True, id_guidance=1.5, audio_guidance=2.0,
-            autoguidance=1.5)
+            dummy_first=False, average_shared=True, steps=4, id_guidance=1.25,
+            audio_guidance=2.0, autoguidance=2.0)
 
 
 # ---- the two models ---------------------------------------------------------------------------

@@ -232,7 +232,8 @@ def test_a_step_of_training_denoises_what_is_drawn_with_what_is_kept():
     assert sigma.equal(draws.sigma) and all(a.equal(b) for a, b in zip(known, expected))
     for i in range(2):
         torch.testing.assert_close(x[i], c["x"][i] + draws.sigma[i] * draws.noise[i])
-    loss = diffusion.latent_loss(denoised, c["x"], draws.sigma, TINY.keyframe.lambda_lower)
+    loss = diffusion.latent_loss(denoised, c["x"], draws.sigma, TINY.keyframe.lambda_lower,
+                                 TINY.keyframe.lambda_eyes)
     torch.testing.assert_close(latent, loss.mean())
 
 

@@ -13,7 +13,9 @@ import torch
 
 from evaluation import __main__ as command
 from evaluation import lipreader, mouths, watch
+from stage import Config
 from tools import cli, frechet
+from tools.checkpoint import load_config
 from tools.cli import WEIGHTS
 from tools.media import FPS, video_shape, write_video
 from tools.stats import STUDENT, show, slope
@@ -154,10 +156,11 @@ def test_an_open_mouth_to_silence_leaks(tmp_path):
     judges = Judges.load(WEIGHTS / "judges.safetensors")
     states = torch.from_numpy(np.tile(REST, (20, 1)))
     states[:8, JAW] = 0.5
-    video = to_bytes(draw(torch.full((28,), 0.5), states, SIZE))
+    size = load_config(Config, WEIGHTS).size
+    video = to_bytes(draw(torch.full((28,), 0.5), states, size))
     assert are_drawn(WEIGHTS, to_tensor(video))
-    write_video(tmp_path / "a.mp4", video, np.zeros(20 * 640, np.float32), SIZE)
-    found = command.Measured([(watch.watch(tmp_path / "a.mp4", SIZE, tmp_path / "x", judges, None,
+    write_video(tmp_path / "a.mp4", video, np.zeros(20 * 640, np.float32), size)
+    found = command.Measured([(watch.watch(tmp_path / "a.mp4", size, tmp_path / "x", judges, None,
                                            None, False), None)], judges)
     found.lip_leak()
     assert found.rows[0]["generated"]["value"] == pytest.approx(8 / 20, abs=0.051)

@@ -332,7 +332,7 @@ def test_the_loss_of_a_step_whole_and_in_parts(parts):
     sigma, target = fx["pixel.sigma"], fx["pixel.target"].transpose(1, 2)
     output = fx["pixel.model_output"].view(target.shape).clone().requires_grad_()
     tiny = Config.tiny().interp
-    stage = Stage(replace(tiny, lambda_lower=3.0, pixel_weight=1.0,
+    stage = Stage(replace(tiny, lambda_lower=3.0, lambda_eyes=1.0, pixel_weight=1.0,
                           unet=UNetConfig.tiny(in_channels=9, emotion_dim=0, channel_mult=(1,))))
     rows = iter([output[i::parts] for i in range(parts)])
     stage.conditions = lambda *_: SimpleNamespace(keep=lambda *_: None)

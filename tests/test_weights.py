@@ -40,7 +40,7 @@ def test_folder_is_whole_and_small(model):
     parts = {f"{name}.safetensors" for name in model.parts()}
     assert set(sizes) >= {"config.json", "README.md"} | parts
     assert model.interp_bad is not None
-    assert sum(sizes.values()) < 20e6
+    assert sum(sizes.values()) < 32e6
     for name in ("keyframe", "interp", "interp_bad"):
         assert {"config", "step", "version"} <= set(load_metadata(WEIGHTS / f"{name}.safetensors"))
 
@@ -53,7 +53,8 @@ def test_the_face_is_kept_and_the_mouth_follows_the_sound(model):
                       for sound in (wave, np.zeros_like(wave)))
     assert spoken.shape == (14, model.size, model.size, 3)
     assert np.abs(spoken - identity).mean() < 20  # of 255; 60 other people are 45 to 113 from it
-    rows, columns = slice(36, 58), slice(18, 46)  # of 64: the mouth
+    rows, columns = (slice(a * model.size // 64, b * model.size // 64)
+                     for a, b in ((36, 58), (18, 46)))  # of 64: the mouth
     motion, stillness = (np.abs(np.diff(film[:, rows, columns], axis=0)).mean()
                          for film in (spoken, silent))
     assert motion > 2 * stillness
@@ -65,10 +66,10 @@ def test_the_face_is_kept_and_the_mouth_follows_the_sound(model):
 def test_half_precision_is_near(model, device):
     """Both networks in it against float32, from the lowest to the highest noise."""
     face = torch.from_numpy(read_image(ROOT / "assets" / "face.png", model.size))
-    face = model.vae.to_latents(face.permute(2, 0, 1)[None] / 127.5 - 1)  # (1, 4, 16, 16)
+    face = model.vae.to_latents(face.permute(2, 0, 1)[None] / 127.5 - 1)  # (1, C, 16, 16)
     sound = model.audio(torch.from_numpy(read_audio(ROOT / "assets" / "speech.flac")[:35840]))
     sigma = torch.tensor([0.1, 80.0])
-    noise = torch.randn(2, 4, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, 4, *face.shape[1:], generator=torch.Generator().manual_seed(0))
     x = face[:, None] + sigma.view(-1, 1, 1, 1, 1) * noise
     tokens = sound[None, ::14].expand(2, -1, -1, -1).to(device)  # (2, 4, 2, 128)
     for stage, known, emotion in ((model.keyframe, face, torch.ones(2, 4, 2, device=device)),

@@ -56,8 +56,8 @@ VALIDATION = 75_000_000  # first seed of the clips of --until-jaw
 @dataclass(frozen=True)
 class Phase:
     """A part of the recipe. `words` are its command after "python", without --steps and --out, and
-    with DIR for the weights folder; `hours` are core hours on the machine of the shipped weights
-    (estimates, until these are made), `steps` those of that time."""
+    with DIR for the weights folder; `hours` are core hours on the machine of the shipped weights,
+    `steps` those of that time."""
 
     name: str
     words: tuple[str, ...]
