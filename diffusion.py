@@ -65,15 +65,15 @@ def schedule(steps: int, sigma_max: float = AYS[0]) -> Tensor:
 
 def latent_loss(denoised: Tensor, target: Tensor, sigma: Tensor, lambda_lower: float,
                 lambda_eyes: float = 1.0) -> Tensor:
-    """mean of lambda(sigma) w_lower (D - x0)^2 per frame: (B, T, C, h, w), (B,) -> (B, T)."""
-    # w_lower counts the lower half of the rows, where the mouth is, lambda_lower times. The weight
-    # is not renormalised to a mean of 1, so lambda_lower = 3 also makes the whole loss about twice
-    # as large. Ours: the quarter of the rows above the middle, with the eyes, counts lambda_eyes
+    """mean of lambda(sigma) w (D - x0)^2 per frame: (B, T, C, h, w), (B,) -> (B, T)."""
+    # The weight w of a row counts the lower half, where the mouth is, lambda_lower times. It is not
+    # renormalised to a mean of 1, so lambda_lower = 3 also makes the whole loss about twice as
+    # large. Ours: the quarter of the rows above the middle, with the eyes, counts lambda_eyes
     # times.
     h = target.shape[-2]
-    w_lower = torch.ones(h, 1, device=target.device)  # (h, 1)
-    w_lower[h // 4 : h // 2], w_lower[h // 2 :] = lambda_eyes, lambda_lower
-    error = (w_lower * (denoised - target) ** 2).mean(dim=(2, 3, 4))  # (B, T)
+    w = torch.ones(h, 1, device=target.device)  # (h, 1)
+    w[h // 4 : h // 2], w[h // 2 :] = lambda_eyes, lambda_lower
+    error = (w * (denoised - target) ** 2).mean(dim=(2, 3, 4))  # (B, T)
     return loss_weight(sigma)[:, None] * error
 
 

@@ -8,6 +8,7 @@ import re
 import runpy
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -192,3 +193,22 @@ def test_sigterm_saves_and_leaves(frozen, start, tmp_path):
     assert len(lines) == 3 and lines[2].startswith(f"stopped: step {step}, "), lines
     assert load_metadata(out / "keyframe.safetensors")["step"] == str(step)
     assert not list(out.glob(".*"))
+
+
+def test_the_launcher_hands_on_a_signal_and_an_error_without_a_traceback():
+    """The processes are shells here, of which each ends in its own way."""
+    def launch(script: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tools.processes", "--standalone", "--no-python",
+             "--nproc_per_node=2", "sh", "-c", script], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    failing = launch("echo --lr: no >&2; exit 2")
+    stopped = launch("trap 'echo saved; exit 143' TERM; echo ready; while :; do sleep .1; done")
+    ready = [stopped.stdout.readline() for _ in range(2)]
+    stopped.terminate()
+    for started, status, word in ((failing, 2, "--lr: no"), (stopped, 143, "saved")):
+        said = started.communicate(timeout=100)[0]
+        assert started.returncode == status, said
+        assert word in said and "Traceback" not in said
+    assert ready == ["ready\n"] * 2

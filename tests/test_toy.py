@@ -309,8 +309,8 @@ def test_an_evaluation_of_other_weights_does_not_count(tmp_path):
 
 def test_a_phase_that_knows_no_other_processes_is_alone(tmp_path):
     args = Namespace(processes=2, hours=1, out=tmp_path)
-    assert "torch.distributed.run" in recipe.command(recipe.BEATS, args, begun=False)
-    assert "torch.distributed.run" not in recipe.command(recipe.JUDGES, args, begun=False)
+    assert "tools.processes" in recipe.command(recipe.BEATS, args, begun=False)
+    assert "tools.processes" not in recipe.command(recipe.JUDGES, args, begun=False)
     assert recipe.steps(recipe.JUDGES, 1) == sum(judges.STEPS.values())
 
 

@@ -15,9 +15,9 @@ from tools.media import FPS, SAMPLE_RATE
 
 
 def save_figure(path: Path, figure: Figure, dpi: int | str = "figure", **metadata: str) -> None:
-    """Writes a figure as PNG, by default at its own resolution."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, metadata=metadata)
+    """Writes a figure as its name says, PNG or WebP, by default at its own resolution."""
+    with replacing(path) as temporary:      # (`metadata` is for PNG alone)
+        figure.savefig(temporary, dpi=dpi, metadata=metadata or None)
 
 
 def save_grid(path: Path, images: Tensor) -> None:

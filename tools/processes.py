@@ -1,6 +1,11 @@
-"""The processes of one training: one, or several of torchrun that share each batch."""
+"""The processes of one training: one, or several of torchrun that share each batch.
+
+`python -m tools.processes OPTIONS SCRIPT` is torchrun, except that of a signal, and of a process
+that has told of its error, it says no more.
+"""
 
 import os
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -70,3 +75,23 @@ class Processes:
         """Says goodbye to the others."""
         if self.count > 1:
             dist.destroy_process_group()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Starts the processes and waits for them; returns their exit status."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        run.main(argv)
+    except SignalException as error:
+        return 128 + error.sigval
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        return status if status > 0 else 128 - status  # killed
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -135,7 +135,7 @@ def command(phase: Phase, args: Namespace, begun: bool) -> list[str]:
     """The command of a phase, which goes on if it was `begun` and has kept its state."""
     launcher = [sys.executable]
     if args.processes > 1 and not phase.judging:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+        launcher += ["-m", "tools.processes", "--standalone", "--nproc_per_node",
                      str(args.processes)]
     words = [word.replace("DIR", str(args.out)) for word in phase.words]
     if begun and (args.out / f"{phase.part}.state").exists():

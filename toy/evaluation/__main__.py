@@ -381,11 +381,11 @@ def write_pictures(out: Path, found: Material, watched: Watched, size: int) -> N
         return to_bytes(frames(clip, np.arange(len(clip.state)), size))
 
     count, kept, seen = len(found.speech), watched.kept, watched.speech
-    write_sheet(out / "sheet.png", found.faces[:SHOWN], [
+    write_sheet(out / "sheet.webp", found.faces[:SHOWN], [
         {"truth": truth(clip), "generated": kept[i], "another's sound": kept[count + i]}
         for i, clip in enumerate(found.speech[:SHOWN])])
     if found.nsv:
-        write_sheet(out / "vocalisations.png", found.faces[count:count + len(KINDS)], [
+        write_sheet(out / "vocalisations.webp", found.faces[count:count + len(KINDS)], [
             {f"{kind}, truth": truth(clip), "generated": kept[2 * count + i]}
             for i, (kind, clip) in enumerate(zip(KINDS, found.nsv))])
     write_jaws(out / "jaw.png", [
