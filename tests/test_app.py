@@ -65,6 +65,7 @@ def test_a_table_becomes_a_timeline_and_a_click_a_box():
     rows = [[0, "sad"], ["", ""], ["1", None], ["2.5", "0.1, -0.2"]]
     assert timeline(rows) == "0:sad 2.5:0.1,-0.2"
     assert box(cli.IMAGE, 100, (10, 250)) == "0,156,100"
+    assert box(cli.IMAGE, 256, (100, 100)) == "36,36,128"
 
 
 @pytest.fixture(scope="module")

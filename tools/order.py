@@ -46,9 +46,12 @@ def named(path: str | Path) -> str:
 
 
 def box(path: str, side: float = math.inf, middle: tuple[float, float] | None = None) -> str:
-    """The crop box "X,Y,SIDE" around the middle of a picture, or around another place in it."""
+    """The crop box "X,Y,SIDE" around the middle of a picture, or around another place in it. One as
+    large as the picture could not be there, and becomes half as large."""
     height, width = open_image(path).shape[:2]
     side = int(min(side, height, width))
+    if middle and side == min(height, width):
+        side //= 2
     x, y = middle or (width / 2, height / 2)
     left, top = (int(min(max(at - side / 2, 0), whole - side))
                  for at, whole in ((x, width), (y, height)))
