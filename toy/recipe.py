@@ -71,9 +71,9 @@ AUTOENCODER = Phase("autoencoder", ("-m", "toy.train_vae", "--size", "128"), 900
 WAVLM = Phase("WavLM", ("-m", "toy.train_encoders", "--part", "wavlm"), 9000, 2.1, "wavlm")
 BEATS = Phase("BEATs", ("-m", "toy.train_encoders", "--part", "beats"), 2500, .5, "beats")
 JUDGES = Phase("judges", ("-m", "toy.evaluation.judges"), 8250, .24, "judges", judging=True)
-# Either network has two more rounds with half the rate and the windows in another order, from the
+# Either network has three more rounds with half the rate and the windows in another order, from the
 # average of its weights: so no phase is longer than two hours of two slow cores.
-SECOND, THIRD = (("--init", "DIR", "--seed", seed) for seed in "12")
+SECOND, THIRD, FOURTH = (("--init", "DIR", "--seed", seed) for seed in "123")
 KEYFRAMES = Phase("keyframes", ("train_keyframe.py",), 6000, 2.0, "keyframe")  # and their clips
 BETWEEN = Phase("interpolation", ("train_interp.py",), 3000, .7, "interp")  # begins from keyframes
 KEYFRAMES_2 = Phase("keyframes again", ("train_keyframe.py", *SECOND, "--lr", "1e-3"),
@@ -84,8 +84,12 @@ KEYFRAMES_3 = Phase("keyframes once more", ("train_keyframe.py", *THIRD, "--lr",
                     2500, .7, "keyframe")
 BETWEEN_3 = Phase("interpolation once more", ("train_interp.py", *THIRD, "--lr", "5e-4"),
                   3000, .7, "interp")
+KEYFRAMES_4 = Phase("keyframes a fourth time", ("train_keyframe.py", *FOURTH, "--lr", "1e-3"),
+                    2500, .7, "keyframe")
+BETWEEN_4 = Phase("interpolation a fourth time", ("train_interp.py", *FOURTH, "--lr", "5e-4"),
+                  3000, .7, "interp")
 PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES, KEYFRAMES, BETWEEN, KEYFRAMES_2, BETWEEN_2,
-          KEYFRAMES_3, BETWEEN_3)
+          KEYFRAMES_3, BETWEEN_3, KEYFRAMES_4, BETWEEN_4)
 HOURS = sum(phase.hours for phase in PHASES)
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
