@@ -1,8 +1,10 @@
 """How good do the weights become in how many core hours? `python bench/recipe.py DIR DIR ...`
 
 Each DIR is a folder that `python -m toy.recipe --out DIR --hours N` made and evaluated. Printed is
-a table with a row for each, in the order of the core hours that its phases took; --out is the same
-as a figure, with the intervals of the evaluation.
+a table with a row for each, in the order of its hours; --out is the same as a figure, with the
+intervals of the evaluation. Hours are counted as --hours is, by steps, each with the time that it
+took on the machine of the shipped weights: so they compare, whatever machine they came from. Beside
+them stands what was measured.
 """
 
 import sys
@@ -15,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it 
 from tools.checkpoint import read_json
 from tools.cli import HERE, InputError, Parser, run
 from tools.figures import save_figure
+from toy.recipe import PHASES
 
 MEASURES = {  # a row of results/evaluation.json: its name in the figure
     "jaw, correlation over time": "jaw, r",
@@ -26,16 +29,21 @@ MEASURES = {  # a row of results/evaluation.json: its name in the figure
 }
 
 
-def measured(folder: Path) -> tuple[float, dict[str, dict]]:
-    """The core hours that the weights in a folder took, and {name in the figure: {"value", "low",
-    "high"}} from 0 to 1. Raises InputError where the recipe has not come to its end."""
+def measured(folder: Path) -> tuple[float, float, dict[str, dict]]:
+    """The core hours of the weights in a folder, as --hours counts and as they were measured, and
+    {name in the figure: {"value", "low", "high"}} from 0 to 1. Raises InputError where the recipe
+    has not come to its end."""
     record, results = folder / "recipe.json", folder / "results" / "evaluation.json"
     for path in (record, results):
         if not path.exists():
             raise InputError(f"{path}: no such file; python -m toy.recipe --out {folder} makes it")
-    hours = sum(phase["core_hours"] for phase in read_json(record).values())
+    phases = read_json(record)
+    if lacking := [phase.name for phase in PHASES if phase.name not in phases]:
+        raise InputError(f"{record}: lacks {lacking[0]}; the same command makes it")
+    hours = sum(phase.hours * phases[phase.name]["steps"] / phase.steps for phase in PHASES)
+    took = sum(phase["core_hours"] for phase in phases.values())
     rows = {row["measure"]: row for row in read_json(results)["rows"]}
-    return hours, {name: rows[measure]["generated"] for measure, name in MEASURES.items()}
+    return hours, took, {name: rows[measure]["generated"] for measure, name in MEASURES.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,21 +51,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="made by toy.recipe")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "recipe.png", help="figure")
     args = parser.parse_args(argv)
-    found = sorted(map(measured, args.folders), key=lambda pair: pair[0])
-    hours, names = [each for each, _ in found], list(MEASURES.values())
-    print(f"| core hours | {' | '.join(names)} |\n|{' --- |' * (1 + len(names))}")
-    for each, figures in found:
-        cells = [f"{each:.1f}", *(f"{figures[name]['value']:.2f}" for name in names)]
+    found = sorted(map(measured, args.folders), key=lambda each: each[0])
+    hours, names = [each for each, *_ in found], list(MEASURES.values())
+    print(f"| hours | measured | {' | '.join(names)} |\n|{' --- |' * (2 + len(names))}")
+    for each, took, figures in found:
+        cells = [f"{each:.1f}", f"{took:.1f}", *(f"{figures[name]['value']:.2f}" for name in names)]
         print(f"| {' | '.join(cells)} |")
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name in names:
-        values, low, high = ([figures[name][key] for _, figures in found]
+        values, low, high = ([figures[name][key] for *_, figures in found]
                              for key in ("value", "low", "high"))
         line, = axes.plot(hours, values, marker="o", label=name)
         axes.fill_between(hours, low, high, alpha=.15, color=line.get_color(), linewidth=0)
     axes.set(xscale="log", xticks=hours, xticklabels=[f"{each:.1f}" for each in hours],
-             xlabel="core hours of training", ylim=(0, 1.02),
+             xlabel="core hours of training, as --hours counts", ylim=(0, 1.02),
              ylabel="1 is perfect; shaded: 95 % intervals")
     axes.minorticks_off()
     axes.legend(loc="lower right", fontsize="small")
