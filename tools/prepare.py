@@ -222,12 +222,14 @@ def _rows(table: Path, columns: tuple[str, ...]) -> list[tuple[list[float], dict
 
 class DrawnWorld:
     """`count` clips of the drawn world to learn from, then some held-out ones of other people. Each
-    has two windows of keyframes, and all frames of three of the segments between them."""
+    has two windows of keyframes, and all frames of three of the segments between them. Of windows
+    of consecutive frames, which are short, it has four."""
 
-    WINDOWS, SEGMENTS, PORTRAITS = 2, 3, 2
+    SEGMENTS, PORTRAITS = 3, 2
 
     def __init__(self, count: int, config: Config):
         self.count, self.size, self.stage = count, config.size, config.keyframe
+        self.windows = 4 if self.stage.chained else 2
         # Frames from the first to the last of a window, which chained models need one more of.
         # Where keyframes are far apart, clips are longer.
         self.span = (self.stage.frames - 1) * self.stage.spacing + 1 + self.stage.chained
@@ -256,7 +258,7 @@ class DrawnWorld:
 
     def key(self, index: int) -> str:
         return _sha(self.name(index), self.size, self.stage.frames, self.stage.spacing,
-                    self.WINDOWS, self.SEGMENTS, self.PORTRAITS, self._code, VERSION)
+                    self.windows, self.SEGMENTS, self.PORTRAITS, self._code, VERSION)
 
     content = key
 
@@ -266,7 +268,7 @@ class DrawnWorld:
         seed = self._seed(index)
         kind = None if self.held_out(index) else world.kind_of(seed)
         clip, rng = world.make_clip(seed, "train", self.seconds, kind), np.random.default_rng(seed)
-        firsts = rng.choice(len(clip.emotion) - self.span + 1, self.WINDOWS, replace=False)
+        firsts = rng.choice(len(clip.emotion) - self.span + 1, self.windows, replace=False)
         keyframes = [range(f, f + self.span, self.stage.spacing) for f in firsts]
         ends = sorted({t for window in keyframes for t in window[:-1]})
         segments = rng.choice(ends, min(self.SEGMENTS, len(ends)), replace=False)

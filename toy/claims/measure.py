@@ -152,9 +152,9 @@ def watch_truth(weights: Path, clip: Clip) -> tuple[Look, Look]:
 
 
 @cache
-def truth(weights: Path, clips: int, nsv: int) -> tuple[list[Clip], list, list]:
+def truth(weights: Path, clips: int, nsv: int, seconds: float) -> tuple[list[Clip], list, list]:
     """The clips of speech and then `nsv` of each vocalisation, and both looks at their truth."""
-    made_of = [(SPEECH_SEEDS + i, "test", SPEECH, "speech") for i in range(clips)]
+    made_of = [(SPEECH_SEEDS + i, "test", seconds, "speech") for i in range(clips)]
     made_of += [(OTHER_SEEDS + i, "test", OTHER, kind) for i, kind in enumerate(KINDS * nsv)]
     found = [make_clip(*each) for each in made_of]
     tasks = [(weights, clip) for clip in found]
@@ -164,8 +164,8 @@ def truth(weights: Path, clips: int, nsv: int) -> tuple[list[Clip], list, list]:
 # ---- Measuring and comparing ---------------------------------------------------------------------
 
 def measure(weights: Path, clips: int, settings: dict | None = None, nsv: int = 0,
-            shipped: Path | None = None) -> dict[str, list]:
-    """Figures of one model on so many clips of speech and `nsv` of each vocalisation.
+            seconds: float = SPEECH, shipped: Path | None = None) -> dict[str, list]:
+    """Figures of one model on so many clips of `seconds` of speech and `nsv` of each vocalisation.
 
     weights: a folder as `KeyFace.load` reads it; settings: of `KeyFace.animate` (steps,
     id_guidance, audio_guidance, autoguidance), others as its config says; shipped: the folder of
@@ -184,33 +184,38 @@ def measure(weights: Path, clips: int, settings: dict | None = None, nsv: int = 
     """
     shipped = shipped or weights
     tasks = [(weights, shipped / "judges.safetensors", clip, settings or {})
-             for clip in truth(shipped, clips, nsv)[0]]
+             for clip in truth(shipped, clips, nsv, seconds)[0]]
     seen = list(made(pool(), watch_film, tasks, ", ".join(
         f"{name} {value:g}" for name, value in (settings or {}).items()) or "films"))
-    return figures_of(seen, load_config(Config, weights).keyframe.spacing, shipped, clips, nsv)
+    spacing = load_config(Config, weights).keyframe.spacing
+    return figures_of(seen, spacing, shipped, clips, nsv, seconds)
 
 
-def measure_ceiling(weights: Path, clips: int, nsv: int = 0) -> dict[str, list]:
+def measure_ceiling(weights: Path, clips: int, nsv: int = 0, seconds: float = SPEECH
+                    ) -> dict[str, list]:
     """The same of the drawn clips after the autoencoder, the best that its models can do."""
-    seen, spacing = truth(weights, clips, nsv)[2], load_config(Config, weights).keyframe.spacing
-    return figures_of(seen, spacing, weights, clips, nsv) | {"seconds": []}
+    films, spacing = (weights, clips, nsv, seconds), load_config(Config, weights).keyframe.spacing
+    return figures_of(truth(*films)[2], spacing, *films) | {"seconds": []}
 
 
-def measure_strangers(weights: Path, clips: int, nsv: int = 0) -> dict[str, list]:
+def measure_strangers(weights: Path, clips: int, nsv: int = 0, seconds: float = SPEECH
+                      ) -> dict[str, list]:
     """The same of drawn clips, each of which is taken for the one before it: what is reached
     without hearing anything."""
     def turned(seen: Sequence[Look]) -> list[Look]:
         return [*seen[1:], *seen[:1]]
 
-    seen, spacing = truth(weights, clips, nsv)[2], load_config(Config, weights).keyframe.spacing
-    found = figures_of([*turned(seen[:clips]), *turned(seen[clips:])], spacing, weights, clips, nsv)
+    films, spacing = (weights, clips, nsv, seconds), load_config(Config, weights).keyframe.spacing
+    seen = truth(*films)[2]
+    found = figures_of([*turned(seen[:clips]), *turned(seen[clips:])], spacing, *films)
     return {name: values if name in ("jaw", "width", "rounding", "LipScore", "NSV") else []
             for name, values in found.items()}
 
 
-def figures_of(seen: Sequence[Look], spacing: int, weights: Path, clips: int, nsv: int) -> dict:
+def figures_of(seen: Sequence[Look], spacing: int, weights: Path, clips: int, nsv: int,
+               seconds: float) -> dict:
     """What `measure` returns, of films of the clips of `truth` with keyframes so far apart."""
-    films, drawn, ceiling = truth(weights, clips, nsv)
+    films, drawn, ceiling = truth(weights, clips, nsv, seconds)
     known = judges_of(weights / "judges.safetensors")
     speech = list(zip(films[:clips], seen, drawn, ceiling))
 
@@ -245,11 +250,11 @@ def person(seen: Look) -> np.ndarray:
 
 def compare(ours: list[dict], theirs: list[dict], name: str) -> dict:
     """By how much `ours` is higher than `theirs` in one of BETTER, clip by clip, with its 95 %
-    interval. Each is a list of what `measure` returned of the same clips, one a seed of training
-    (or a setting that is averaged over). They are paired, and a single one with each of the others:
-    {"value", "low", "high", "n", "each"}, where "each" holds the difference of each pair."""
-    apart = np.array([a[name] for a in ours], np.float64) - np.array([b[name] for b in theirs],
-                                                                     np.float64)
+    interval. Each is a list of what `measure` returned of the same clips, one a seed of training.
+    Each of ours is paired with each of theirs: {"value", "low", "high", "n", "each"}, where "each"
+    holds the difference of each pair. What a seed can do shows in how far these are apart."""
+    a, b = (np.array([each[name] for each in side], np.float64) for side in (ours, theirs))
+    apart = (a[:, None] - b).reshape(-1, a.shape[1])       # (pairs, clips)
     mean = apart.mean(0)                                   # (clips,)
     if name == "distance":                                 # the whole, then parts left out
         found, n = interval(mean), len(ours[0]["jaw"])
@@ -262,13 +267,12 @@ def compare(ours: list[dict], theirs: list[dict], name: str) -> dict:
 
 def value(found: list[dict], name: str) -> dict:
     """One of BETTER as a `figure` with its interval, averaged over what `measure` returned."""
-    nothing = [each | {name: [0] * len(each[name])} for each in found]
-    return compare(found, nothing, name)
+    return compare(found, [found[0] | {name: [0] * len(found[0][name])}], name)
 
 
 def verdict(difference: dict, better: str = "higher", margin: float = 0.0) -> str:
     """Of a claim that a difference of `compare` is `better` than -margin: it is reproduced if the
-    whole interval lies above -margin, and each seed too; it is not if all of these lie below. Else
+    whole interval lies above -margin, and each pair too; it is not if all of these lie below. Else
     no difference is seen, or, with a margin, it is undecided whether two things are alike."""
     sign = 1 if better == "higher" else -1
     found = [sign * x for x in (difference["low"], difference["high"], *difference["each"])]

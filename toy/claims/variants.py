@@ -8,11 +8,11 @@ these are trained, too, else from the shipped ones.
 
 Everything lies in runs/claims, so that an interrupted command goes on and nothing is trained twice:
 
-    0f3c91d2/               for these weights, STEPS, CLIPS and FRAMES (others begin anew)
+    0f3c91d2/               for these weights, drawings, STEPS, CLIPS and FRAMES (else all anew)
         clips_13/           the drawn world, for windows of this spacing
         blank/ finished/    what trainings begin from: no keyframes, or the shipped ones
-        keyframe-shipped-0/ interp-shipped-own-0/ interp-shipped-0/ interp-shipped-x3-0/ ...
-                            trainings by seed, the last two from `finished`, one three times as long
+        keyframe-shipped-0/ interp-shipped-own-0/ interp-shipped-0/ interp-shipped-x2-0/ ...
+                            trainings by seed, the last two from `finished`, one twice as long
         films-sounds-without_beats-0/ ...     the weights folder that is put together of them
 """
 
@@ -24,6 +24,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from stage import Config
@@ -35,7 +36,7 @@ from toy.recipe import wait
 FOLDER = HERE / "runs" / "claims"
 CLIPS = 1200  # to learn from, with two windows of keyframes and three segments each
 PROCESSES = 2  # trainings at a time, of one thread each
-STEPS = 1200  # of a stage: about 40 minutes of a core
+STEPS = 1600  # of a stage: 20 to 50 minutes of a core
 FRAMES = 56  # a step: windows of 14 frames come four at a time, longer ones fewer
 
 
@@ -65,7 +66,9 @@ SHIPPED = Variant("shipped")
 CHAINED = Variant("chained", {"keyframe": {"spacing": 1}, "interp": {"frames": 2}})
 DEAF_TO_WORDS = Variant("without_wavlm", both(without="wavlm"))
 DEAF_TO_EVENTS = Variant("without_beats", both(without="beats"))
-EVEN = Variant("lower_1", {"interp": {"lambda_lower": 1.0}})
+# Whatever else had a weight would take from the mouth's share in the one and not in the other.
+LOWER = Variant("lower", {"interp": {"lambda_eyes": 1.0}})
+EVEN = Variant("even", {"interp": {"lambda_eyes": 1.0, "lambda_lower": 1.0}})
 LATENT_ONLY = Variant("pixels_0", {"keyframe": {"pixel_weight": 0.0}})
 MASK_ONLY = Variant("mask_only", {"interp": {"blend": False}})
 CLOSE, FAR = (Variant(f"spacing_{s}", {"keyframe": {"spacing": s}, "interp": {"frames": s + 1}})
@@ -126,13 +129,15 @@ def chain(stages: tuple[str, ...], variant: Variant, seed: int = 0, times: int =
 # ---- training it ---------------------------------------------------------------------------------
 
 
+@cache
 def folder_for(weights: Path) -> Path:
     """The folder of all that begins from the frozen parts and keyframes of a weights folder, and
-    is trained in the same way."""
+    is trained in the same way, on the same clips."""
+    config = load_config(Config, weights)
     found = hashlib.sha256((weights / "keyframe.safetensors").read_bytes())
     found.update((weights / "config.json").read_bytes())
     found.update(repr((STEPS, CLIPS, FRAMES)).encode())
-    found.update(fingerprint(weights, load_config(Config, weights)).encode())
+    found.update((fingerprint(weights, config) + DrawnWorld(CLIPS, config).key(0)).encode())
     return FOLDER / found.hexdigest()[:8]
 
 
