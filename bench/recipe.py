@@ -1,10 +1,10 @@
 """How good do the weights become in how many core hours? `python bench/recipe.py DIR DIR ...`
 
-Each DIR is a folder that `python -m toy.recipe --out DIR --hours N` made and evaluated. Printed is
-a table with a row for each, in the order of its hours; --out is the same as a figure, with the
-intervals of the evaluation. Hours are counted as --hours is, by steps, each with the time that it
-took on the machine of the shipped weights: so they compare, whatever machine they came from. Beside
-them stands what was measured.
+Each DIR is a folder that `python -m toy.recipe --out DIR --hours N` made and evaluated, or
+weights/tiny. Printed is a table with a row for each, in the order of its hours; --out is the same
+as a figure, with the intervals of the evaluation. Hours are counted as --hours is, by steps, each
+with the time that it took on the machine of the shipped weights: so they compare, whatever machine
+they came from. Beside them stands what was measured.
 """
 
 import sys
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds the project
 
 from tools.checkpoint import read_json
-from tools.cli import HERE, InputError, Parser, run
+from tools.cli import HERE, WEIGHTS, InputError, Parser, run
 from tools.figures import save_figure
 from toy.recipe import PHASES
 
@@ -33,7 +33,8 @@ def measured(folder: Path) -> tuple[float, float, dict[str, dict]]:
     """The core hours of the weights in a folder, as --hours counts and as they were measured, and
     {name in the figure: {"value", "low", "high"}} from 0 to 1. Raises InputError where the recipe
     has not come to its end."""
-    record, results = folder / "recipe.json", folder / "results" / "evaluation.json"
+    record = folder / "recipe.json"
+    results = (HERE if folder.resolve() == WEIGHTS else folder) / "results" / "evaluation.json"
     for path in (record, results):
         if not path.exists():
             raise InputError(f"{path}: no such file; python -m toy.recipe --out {folder} makes it")
