@@ -1,7 +1,7 @@
 """The processes of one training: one, or several of torchrun that share each batch.
 
-`python -m tools.processes OPTIONS SCRIPT` is torchrun, except that of a signal, and of a process
-that has told of its error, it says no more.
+`python -m tools.processes OPTIONS SCRIPT` is torchrun without its traceback, where a signal ends it
+or one of its processes has told of an error.
 """
 
 import os
