@@ -167,9 +167,9 @@ def test_the_chained_baseline_is_told_its_own_last_frame(monkeypatch):
 
 def test_a_chained_film_begins_from_the_true_first_frame(monkeypatch):
     """And ours from a portrait in another pose."""
-    def film(model, image, wave, curve, seed, true=None):
+    def film(model, image, wave, curve, seed, true=None, **settings):
         begun.append(image)
-        told.append(true is not None)
+        told.append(true is not None or settings)
         return iter(RNG.integers(0, 255, (50, 32, 32, 3), np.uint8))
 
     begun, told = [], []
@@ -184,7 +184,8 @@ def test_a_chained_film_begins_from_the_true_first_frame(monkeypatch):
         assert min(seen["film"]) > max(seen["truth"]) and len(seen["film"]) == 2
     true = to_bytes(frames(sampled.long_clip(5, 2), [0], 32))[0]
     assert [np.array_equal(image, true) for image in begun] == [True, True, False]
-    assert told == [False, True, False]
+    # Ours of the same training is guided as the chained ones are: by the sound alone.
+    assert told == [{}, True, {"id_guidance": 1, "autoguidance": 1}]
 
 
 def test_of_each_name_the_first_film_keeps_its_strip(tmp_path, weights, monkeypatch):
@@ -198,14 +199,37 @@ def test_of_each_name_the_first_film_keeps_its_strip(tmp_path, weights, monkeypa
 
 
 def test_long_films_are_made_by_the_right_weights(tmp_path, weights, monkeypatch):
-    """Ten of each of the two models that are trained alike."""
-    found = {}
-    monkeypatch.setattr(sampled, "each_film", lambda kept, name, function, tasks: found.update(
-        {name: (len(tasks), *(tasks[-1][i] for i in (0, 3)))}))
-    monkeypatch.setattr(sampled, "for_long", lambda weights: ("a", "b"))
-    sampled.measure_long(Kept(tmp_path / "a.json", weights, 20))
+    """Ten of each of the two models that are trained alike. A model is not trained again whose
+    films are there; where one is, because some are missing, those of the training before go."""
+    found, trained, version = {}, [], "first"
+
+    def each_film(kept: Kept, name: str, function, tasks: list[tuple]) -> None:
+        found[name] = len(tasks), *(tasks[-1][i] for i in (0, 3))
+        for i in range(len(tasks)):
+            if f"{name} {i}" not in kept.parts and not (name == TOLD and version == "first"):
+                kept.part(f"{name} {i}", lambda: version)
+
+    def films_of(claim: str, model: list, weights) -> str:
+        return f"{model[0].variant.name}, {len(model)}"
+
+    monkeypatch.setattr(sampled, "each_film", each_film)
+    monkeypatch.setattr(sampled, "films_of", films_of)
+    monkeypatch.setattr(sampled, "train", lambda models, weights: trained.extend(map(len, models)))
+    monkeypatch.setattr(measuring, "fingerprint", lambda folder: f"{folder} {version}")
+    kept = Kept(tmp_path / "a.json", weights, 20)
+    kept.made_with = {}
+    sampled.measure_long(kept)
     assert found == {"ours": (20, weights, 120), "longest": (2, weights, 600),
-                     OWN: (10, "a", 120), CHAINED: (10, "b", 120), TOLD: (10, "b", 120)}
+                     OWN: (10, "shipped, 2", 120), CHAINED: (10, "chained, 1", 120),
+                     TOLD: (10, "chained, 1", 120)}
+    assert trained == [2, 1]
+    version = "second"
+    sampled.measure_long(kept)
+    assert trained == [2, 1, 1]
+    assert {name: kept.parts[f"{name} 9"] for name in ("ours", OWN, CHAINED, TOLD)} == {
+        "ours": "first", OWN: "first", CHAINED: "second", TOLD: "second"}
+    sampled.measure_long(kept)
+    assert trained == [2, 1, 1]
 
 
 # ---- What each claim concludes -------------------------------------------------------------------
@@ -297,6 +321,8 @@ def test_a_claim_that_was_interrupted_goes_on(tmp_path, weights, monkeypatch, ca
     argv, out = [f"--out={tmp_path / 'out'}", f"--weights={weights}"], tmp_path / "out"
     assert cli.run(command.main, argv) == 1
     assert done == ["a", "b"] and command.result(out, "tried") is None
+    assert cli.run(command.main, [*argv, "--clips=5"]) == 2      # nor does it replace what is begun
+    assert "tried.parts.json has 20 films of each setting" in capsys.readouterr().err
     full = False
     assert cli.run(command.main, argv) == 0
     assert done == ["a", "b", "c"]

@@ -60,8 +60,8 @@ class Claim:
 
 class Kept:
     """The parts of a claim's figures, kept in NAME.parts.json as they come; NAME.json has them when
-    the claim is finished. Parts that were measured with other weights or another number of clips do
-    not count. Raises InputError rather than have another number of clips replace a result."""
+    the claim is finished. Parts that were measured with other weights do not count. Raises
+    InputError rather than have another number of clips replace a result, or a half of one."""
 
     def __init__(self, path: Path, weights: Path, clips: int):
         self.path, self.weights, self.clips = path, weights, clips
@@ -70,9 +70,9 @@ class Kept:
         for each in (self.unfinished, path):
             found = read_json(each) if each.exists() else {}
             made_with = found.get("made with", {})
-            if each == path and made_with.get("weights") == self.made_with["weights"] and (
+            if made_with.get("weights") == self.made_with["weights"] and (
                     made_with.get("clips") != clips):
-                raise InputError(f"--clips: {path} has {made_with.get('clips')} films of each "
+                raise InputError(f"--clips: {each} has {made_with.get('clips')} films of each "
                                  "setting; give that number, or another --out")
             if made_with == self.made_with:
                 self.parts = found["parts"] | self.parts
@@ -89,6 +89,15 @@ class Kept:
             save_text(self.unfinished, json.dumps({"made with": self.made_with,
                                                    "parts": self.parts}))
         return self.parts[name]
+
+    def bind(self, names: Sequence[str], folder: Path) -> None:
+        """Says that films of these names are made with the weights in `folder`. Those that were
+        made with others, of the same training on another machine, are forgotten."""
+        key = f"weights of {names[0]}"
+        if self.parts.get(key, fingerprint(folder)) != fingerprint(folder):
+            self.parts = {part: found for part, found in self.parts.items()
+                          if part != key and part.rpartition(" ")[0] not in names}
+        self.part(key, lambda: fingerprint(folder))
 
     def finish(self, **result: object) -> None:
         save_text(self.path, json.dumps({"made with": self.made_with, "version": code_version(),

@@ -51,7 +51,8 @@ from toy.claims.measure import (
     value,
     verdict,
 )
-from toy.claims.trained import LONG_STEPS, for_long
+from toy.claims.trained import FOR_LONG, LONG_STEPS
+from toy.claims.variants import films_of, train
 from toy.evaluation.films import face_of, loaded, made
 from toy.evaluation.judges import JUDGED
 from toy.evaluation.stats import moments, pooled_correlation
@@ -346,6 +347,7 @@ RISES = 0.1
 # frame, or, to show what that does to it, from the true one.
 OWN, CHAINED, TOLD = (f"{name}, {LONG_STEPS} steps"
                       for name in ("ours", "chained", "chained to the truth"))
+PLAIN = {"id_guidance": 1.0, "autoguidance": 1.0}          # guided by the sound alone, as they are
 
 
 def long_clip(seed: int, seconds: int) -> Clip:
@@ -389,7 +391,7 @@ def long_film(weights: Path, judges: Path, seed: int, seconds: int, name: str) -
     clip = long_clip(seed, seconds)
     chain = name in (CHAINED, TOLD)
     make = (partial(chained_frames, true=clip if name == TOLD else None) if chain
-            else KeyFace.animate)
+            else partial(KeyFace.animate, **PLAIN if name == OWN else {}))
     # A chain begins with the true frame, as hardly a window of its training came after a portrait.
     face = to_bytes(frames(clip, [0], model.size))[0] if chain else face_of(clip, model.size, 0)
     film = make(model, face, clip.wave, clip.emotion, seed=seed)
@@ -414,11 +416,14 @@ def measure_long(kept: Kept) -> None:
     films("ours", kept.weights, kept.clips, LONG)
     films("longest", kept.weights, -(-kept.clips // 10), LONGEST)
     few = min(FEW, kept.clips)
-    if all(f"{name} {few - 1}" in kept.parts for name in (OWN, CHAINED, TOLD)):
-        return                                             # they need not be trained again
-    own, chained = for_long(kept.weights)
-    for name, folder in ((OWN, own), (CHAINED, chained), (TOLD, chained)):
-        films(name, folder, few, LONG)
+    missing = [(model, names) for model, names in zip(FOR_LONG, ([OWN], [CHAINED, TOLD]))
+               if any(f"{name} {few - 1}" not in kept.parts for name in names)]
+    train([model for model, _ in missing], kept.weights)
+    for model, names in missing:
+        folder = films_of("long", model, kept.weights)
+        kept.bind(names, folder)
+        for name in names:
+            films(name, folder, few, LONG)
 
 
 def curves_of(parts: dict, name: str, what: str = "film") -> np.ndarray:

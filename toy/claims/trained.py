@@ -34,7 +34,7 @@ from toy.claims.measure import (
     value,
     verdict,
 )
-from toy.claims.variants import PROCESSES, SHIPPED, STEPS, Variant, chain, films_of, train
+from toy.claims.variants import CLIPS, PROCESSES, SHIPPED, STEPS, Variant, chain, films_of, train
 
 SEEDS = 2  # that a variant is trained from
 
@@ -59,7 +59,7 @@ class Ablation:
         return range(SEEDS if self.variants[label] == SHIPPED else self.seeds)
 
     def part(self, label: str, seed: int) -> str:
-        return f"{label}, seed {seed}, {self.times * STEPS} steps"
+        return f"{label}, seed {seed}, {self.times * STEPS} steps on {CLIPS} clips"
 
     def of_seeds(self, parts: dict, label: str) -> list[dict]:
         return [parts[self.part(label, seed)] for seed in self.seeds_of(label)]
@@ -83,7 +83,8 @@ ABLATIONS = (
              ("interp",), {"as shipped": variants.LOWER, "weight 1": variants.EVEN},
              (("LipScore", "as shipped", "weight 1"),)),
     Ablation("pixels", "The pixel loss makes pictures sharper.", "Films whose keyframe model was "
-             "trained with it are sharper than without, in both seeds.", ("keyframe",),
+             "trained with it are sharper than without, in both seeds; what is sharper than the "
+             "truth counts as the truth.", ("keyframe",),
              {"on": SHIPPED, "off": variants.LATENT_ONLY},
              (("sharpness", "on", "off"),)),
     Ablation("spacing", "The distance of keyframes, 13 frames, is a trade.", "The Frechet distance "
@@ -93,9 +94,9 @@ ABLATIONS = (
              (("distance", "13", "7"), ("distance", "13", "26")), seeds=1,
              seconds=13 * 26 / FPS),  # a window of the last; shorter films would end within it
     Ablation("mask", "A learned embedding suffices for the frames that interpolation is to find.",
-             "Without the linear blend of both ends, from one seed, LipScore and sharpness are at "
-             "most .02 lower than with it, from each of two seeds, after trainings twice as long "
-             "as those of other claims.",
+             "Without the linear blend of both ends, from one seed, LipScore and sharpness (at "
+             "most the truth's counts) are at most .02 lower than with it, from each of two seeds, "
+             "after trainings twice as long as those of other claims.",
              ("interp",), {"embedding alone": variants.MASK_ONLY, "with blend": SHIPPED},
              (("LipScore", "embedding alone", "with blend"),
               ("sharpness", "embedding alone", "with blend")), margin=0.02, seeds=1, times=2))
@@ -134,12 +135,20 @@ def measure_variants(ablation: Ablation, kept: Kept) -> None:
         untrained(some)
 
 
+def capped(part: dict) -> dict:
+    """What is sharper than the truth counts as the truth: more would be noise."""
+    return part | {"sharpness": [min(x, 1.0) for x in part["sharpness"]]}
+
+
 def judge_variants(ablation: Ablation, parts: dict) -> tuple[str, str, str]:
     """Nothing is decided where the one that is said to be better has not learned to hear."""
     verdicts, seen = [], []
     for name, best, other in ablation.tests:
-        ours, theirs = (ablation.of_seeds(parts, label) for label in (best, other))
-        deaf = compare(ours, [parts["strangers"]], "LipScore")["low"] <= 0
+        ours, theirs = ([capped(part) for part in ablation.of_seeds(parts, label)]
+                        for label in (best, other))
+        # A mouth at rest has a better LipScore than a stranger's, but follows nothing with its jaw.
+        deaf = any(compare(ours, [parts["strangers"]], heard)["low"] <= 0
+                   for heard in ("jaw", "LipScore"))
         found = compare(ours, theirs, name)
         said = UNDECIDED if deaf else verdict(found, BETTER[name], ablation.margin)
         pairs = ", ".join(f"{each:.3g}" for each in found["each"])
@@ -190,13 +199,9 @@ def draw_variants(ablation: Ablation, path: Path, parts: dict) -> None:
 LONG_STEPS = 2 * STEPS  # of each of the two models
 
 
-def for_long(weights: Path) -> list[Path]:
-    """Our model and the one that goes on from its own last frame (its interpolation is not used),
-    both trained from nothing on the same clips and for as many steps in all; weights folders."""
-    chains = [chain(("keyframe", "interp"), SHIPPED),
-              chain(("keyframe",), variants.CHAINED, times=2)]
-    train(chains, weights)
-    return [films_of("long", each, weights) for each in chains]
+# Our model, and the one that goes on from its own last frame (its interpolation is not used): both
+# from nothing, on the same clips and for as many steps in all.
+FOR_LONG = (chain(("keyframe", "interp"), SHIPPED), chain(("keyframe",), variants.CHAINED, times=2))
 
 
 CLAIMS = tuple(Claim(a.name, a.says, a.rule, *(partial(function, a) for function in (

@@ -113,7 +113,7 @@ class Training:
                  "--data", str(clips_in(folder, config)), "--steps", str(self.times * STEPS),
                  "--seed", str(self.seed),
                  "--batch", str(FRAMES // getattr(config, self.stage).frames)]
-        if (out / f"{self.stage}.state").exists():
+        if any(out.glob(f"{self.stage}.state*")):
             return [*words, "--resume"]
         return [*words, "--init", str(folder / self.begins), "--config",
                 str(folder / f"{self.variant.name}.json")]
