@@ -4,7 +4,7 @@ L samples of 16 kHz mono audio become audio tokens (N, 2, D_a), two for each of 
 video frames at 25 fps. Each is [speech features ; BEATs features]: WavLM or wav2vec2 (both from
 `transformers`) tells what is said, and BEATs tells everything else, such as laughs and sighs. BEATs
 (arXiv 2212.09058) has no maintained implementation, so it is written here, with the parameter names
-of its published file. B recordings, n tokens (inside an encoder) or video frames, C features.
+of its published file. B recordings, n video frames (inside an encoder, rows or tokens), C features.
 """
 
 import math
@@ -76,7 +76,7 @@ class AudioConfig:
                 raise ValueError(f"audio: {value!r} is not one of {known}")
         # Chunks, and the used parts of them, must consist of whole time patches of BEATs, 4 frames.
         if self.chunk_frames % 4 or self.overlap_frames not in range(0, self.chunk_frames, 8):
-            raise ValueError("audio: chunk_frames must divide by 4, overlap_frames (fewer) by 8")
+            raise ValueError("audio: 4 must divide chunk_frames, and 8 overlap_frames (fewer)")
         far = self.wavlm.max_bucket_distance, self.beats.max_distance
         if any(d <= e.num_buckets // 4 for d, e in zip(far, (self.wavlm, self.beats))):
             raise ValueError("audio: max_bucket_distance, max_distance must exceed num_buckets / 4")
@@ -122,12 +122,12 @@ def _mel_triangles() -> Tensor:
 
 def fbank(wave: Tensor) -> Tensor:
     """Kaldi's log mel filterbank: (B, L >= 400) in [-1, 1] -> (B, 1 + (L - 400) // 160, 128)."""
-    frames = (wave * 32768).unfold(-1, 400, 160)  # (B, n, 400): 25 ms every 10 ms
-    frames = frames - frames.mean(-1, keepdim=True)
+    rows = (wave * 32768).unfold(-1, 400, 160)  # (B, n, 400): 25 ms every 10 ms
+    rows = rows - rows.mean(-1, keepdim=True)
     # Pre-emphasis y[i] = x[i] - 0.97 x[i - 1] lifts the high frequencies.
-    frames = frames - 0.97 * torch.cat([frames[..., :1], frames[..., :-1]], -1)
+    rows = rows - 0.97 * torch.cat([rows[..., :1], rows[..., :-1]], -1)
     window = torch.hann_window(400, periodic=False, device=wave.device) ** 0.85  # "Povey"
-    power = torch.fft.rfft(frames * window, n=512).abs() ** 2  # (B, n, 257)
+    power = torch.fft.rfft(rows * window, n=512).abs() ** 2  # (B, n, 257)
     return (power @ _mel_triangles().to(wave.device)).clamp(min=1.1920929e-7).log()  # (B, n, 128)
 
 

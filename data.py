@@ -37,7 +37,7 @@ class Windows:
     identity: Tensor  # (B, C, h, w) the same of the identity frame
     audio_tokens: Tensor  # (B, T, 2, D_a)
     emotion: Tensor  # (B, T, 2) valence, arousal
-    places: list[tuple[Path, list[int]]]  # for each, the shard and the places of its T frames there
+    places: list[tuple[Path, list[int]]]  # for each, its clip's file and T rows of it
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -81,7 +81,7 @@ class Clip(NamedTuple):
 
     shard: Path  # the clip's file
     kind: str
-    times: Sequence[int]  # the frame that each row of the shard shows; -1: only for the identity
+    times: Sequence[int]  # the frame that each row of the shard shows; -1: a portrait, for z_id
     firsts: Sequence[int]  # first frames of windows whose frames are all there
 
 
@@ -128,7 +128,7 @@ class Clips:
             cli.warn(f"{cache}: {len(given) - len(clips)} of {len(given)} {split} clips are left "
                      f"out, as they are shorter than a window, {self.span} frames")
         # Kinds of clips (speech, laughs, ...) are drawn with equal weight. Of a kind each clip
-        # stands in the order as often as windows go into it one after the other.
+        # stands in the order as often as windows fit into it one after the other.
         self.kinds = [[clip for clip in clips if clip.kind == kind
                        for _ in range(1 + (len(clip.firsts) - 1) // self.span)]
                       for kind in sorted({clip.kind for clip in clips})]
@@ -146,7 +146,7 @@ class Clips:
 
     def _choose(self, number: int) -> Clip:
         """The clip that comes at place `number` of the endless order: the kinds take turns, and
-        within a kind every window that fits comes once, as its clip, before any comes again."""
+        of a kind all have come, each as often as it stands there, before any comes again."""
         turn, kind = divmod(number, len(self.kinds))
         clips = self.kinds[kind]
         epoch, place = divmod(turn, len(clips))

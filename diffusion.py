@@ -24,9 +24,9 @@ AYS = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.0
 
 def scalings(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """c_skip, c_out, c_in, c_noise of D(x; sigma) = c_skip x + c_out F(c_in x, c_noise)."""
-    # The noisy latent is x = x0 + sigma eps. The network sees it at unit variance,
-    #     c_in x = alpha x0 + sigma' eps,  alpha = 1 / sqrt(sigma^2 + 1),  sigma' = sigma alpha,
-    # and F approximates v = alpha eps - sigma' x0. Solving the two for x0 gives
+    # The noisy latent is x = x0 + sigma n. The network sees it at unit variance,
+    #     c_in x = alpha x0 + sigma' n,  alpha = 1 / sqrt(sigma^2 + 1),  sigma' = sigma alpha,
+    # and F approximates v = alpha n - sigma' x0. Solving the two for x0 gives
     #     x0 = alpha (c_in x) - sigma' v = x / (sigma^2 + 1) - sigma / sqrt(sigma^2 + 1) F,
     # hence the minus of c_out. (EDM's F learns -v, so its c_out has none.) At high noise D is all
     # F's doing (v is about -x0 there), and at low noise nearly all of D is x itself.

@@ -45,7 +45,7 @@ def _emotion_value(text: str) -> tuple[float, float]:
 
 
 def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str]:
-    """The points (seconds, valence, arousal) that a user wrote, and where they stand."""
+    """The points (seconds, valence, arousal) that a user wrote, and what messages name."""
     if emotion.lower().endswith(".csv"):
         try:
             if Path(emotion).is_fifo():  # which would be waited for

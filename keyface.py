@@ -6,7 +6,7 @@ time (stage 2). The two models are in stage.py, the diffusion itself in diffusio
 
 Images are RGB in [-1, 1], (H, W, 3) uint8 where they come in and go out; sound is 16 kHz mono (L,).
 N video frames, S = 13 frames from keyframe to keyframe, T = 14 frames a window or a segment,
-latents (T, C, h, w), audio tokens (T, 2, D_a). The README has the whole alphabet.
+latents (T, C, h, w), audio tokens (T, 2, D_a). The README has more of the alphabet.
 """
 
 import math
@@ -80,7 +80,7 @@ class Plan:
         return max(1, -(-(self.keyframes - 1) // self.per_window))
 
     def window(self, index: int) -> list[int]:
-        """Video frames of the T elements of window `index`; the dummy uses frame 0's audio."""
+        """Video frames of the T elements of window `index`; the dummy stands for frame 0."""
         first = index * self.per_window
         return [0] * self.dummy_first + [(first + i) * self.spacing for i in range(self.per_window)]
 

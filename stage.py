@@ -30,14 +30,14 @@ class StageConfig:
     unet: UNetConfig = field(default_factory=UNetConfig)
     interpolation: bool = False  # True: frames between two known ones; False: keyframes
     frames: int = 14  # T
-    spacing: int = 13  # S; 1 for interpolation, whose `frames` are S + 1 of the keyframes' S
+    spacing: int = 13  # S; 1 for interpolation, whose T is the keyframes' S + 1
     audio_dim: int = 1536  # D_a: WavLM + BEATs
     latent_shape: tuple[int, ...] = (4, 64, 64)  # (C, h, w)
     # Scaled latents times this are z_id, or z_s and z_e. The released models see those without the
     # VAE's scale factor, 5.5 times as large as clean latents; the tiny ones see both alike (1.0).
     condition_scale: float = 1 / 0.18215
-    # Ours: unknown frames start from a linear blend of the two ends, on top of the learned mask
-    # embedding z_m. The paper has z_m alone.
+    # Ours: a linear blend of the two ends is added to z_m, the learned mask embedding, in the
+    # condition channels of the unknown frames. The paper has z_m alone.
     blend: bool = False
     p_mean: float = 1.0  # ln sigma ~ N(p_mean, p_std^2) in training
     p_std: float = 1.2
@@ -112,8 +112,8 @@ class Config:
         common = {"audio_dim": 128, "latent_shape": (c, 16, 16), "condition_scale": 1.0,
                   "p_mean": 0.3, "p_std": 1.3, "sigma_max": 80.0}
         return Config(
-            # Drawn eyes are as large as mouths and harder to learn: of latents, an iris's colour is
-            # a small part. Interpolation has it from its two ends, but blinks are its own.
+            # Drawn eyes are as large as mouths and harder to learn, for an iris's colour changes
+            # latents little. Interpolation copies it from its ends, but makes blinks itself.
             keyframe=StageConfig(unet=UNetConfig.tiny(in_channels=2 * c, out_channels=c),
                                  lambda_lower=1.5, lambda_eyes=4.0, pixel_weight=0.1,
                                  pixel_share=0.5, **common),
@@ -154,7 +154,7 @@ class Conditions(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What is random in one training step on B windows that data.py has chosen."""
+    """Noise levels, dropouts and noise of one training step on B windows that data.py chose."""
 
     sigma: Tensor  # (B,) noise levels
     keep_identity: Tensor  # (B,) 1, or 0 where the identity (or both ends) is dropped

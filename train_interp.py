@@ -18,7 +18,7 @@ from unet import sinusoid
 
 MINUTES = 25  # on two cores; --minutes
 BATCH = 4  # windows a step
-LEARNING_RATE = 1e-3  # of Muon, the highest, after the warm-up; to go on from SVD: the paper's
+LEARNING_RATE = 1e-3  # Muon's peak, after the warm-up; that of going on from SVD is the paper's
 DECAY = 0.998  # of the average of the weights, a step
 EARLY = 0.2  # of the training, after which autoguidance's bad model is kept
 
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         batch = clips.batch(args.batch, run.step, rows).to(processes.device)
         torch.manual_seed(args.seed * 10_000_000_000 + run.step)
         draws = stage.draw((args.batch, *batch.latents.shape[1:])).rows(rows).to(processes.device)
-        ends = batch.latents[:, [0, -1]]  # (B, 2, C, h, w)
+        ends = training.known_latents(stage, batch)  # z_s and z_e, (B, 2, C, h, w)
 
         # The loss, here without a pixel loss, and its gradient; with --accumulate part by part.
         optimizer.zero_grad(set_to_none=True)

@@ -16,7 +16,7 @@ from tools.processes import Processes
 MINUTES = 45  # on two cores; --minutes
 SPATIAL_FRACTION = 0.15  # of the training: the spatial half alone, on single frames; --spatial
 BATCH = 4  # windows a step
-LEARNING_RATE = 2e-3  # of Muon, the highest, after the warm-up; to go on from SVD: the paper's
+LEARNING_RATE = 2e-3  # Muon's peak, after the warm-up; that of going on from SVD is the paper's
 DECAY = 0.998  # of the average of the weights, a step
 
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     stage.to(processes.device).train()
     model.vae.to(processes.device, torch.get_default_dtype())
     args.lr = args.lr or scaling.rate(stage, LEARNING_RATE)
-    scaling.make_ready(stage, model.vae, args.bf16)  # LPIPS, frozen layers, as its config says
+    scaling.make_ready(stage, model.vae, args.bf16)  # LPIPS if installed, frozen layers, bf16
     optimizer = scaling.optimizer(stage, args.lr)  # ours: Muon; from SVD: AdamW, as in the paper
     average = training.averaged(stage, DECAY)
     run = training.Run("keyframe", args, model, stage, optimizer, average, held_out, processes,

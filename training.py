@@ -207,9 +207,7 @@ class Run:
     def report(self, latent: Tensor, pixel: Tensor) -> None:
         """Counts a step; now and then measures, shows and saves, but not after a skipped step."""
         self.step += 1
-        if self.not_finite:
-            return
-        if not self.takes_part:
+        if self.not_finite or not self.takes_part:
             return
         self.losses.append((latent.item(), pixel.item()))
         # Saving and measuring follow the clock, so that they cost the same share of any training.

@@ -124,12 +124,13 @@ class ResBlock(nn.Module):
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B*T, C, h, w), or (B, C, T, h*w) if temporal; emb (B*T, E), one vector a frame."""
+        """x (B*T, C, h, w), or (B, C, T, h*w) if temporal (with norms over all T); emb (B*T, E),
+        one vector a frame."""
         # The embedding adds one number to each channel of a frame, the same at every pixel.
-        e = self.emb_layers(emb)[:, :, None, None]  # (B*T, C', 1, 1)
+        shift = self.emb_layers(emb)[:, :, None, None]  # (B*T, C', 1, 1)
         if self.temporal:
-            e = to_time(e, x.shape[2])  # (B, C', T, 1)
-        return self.skip_connection(x) + self.out_layers(self.in_layers(x) + e)
+            shift = to_time(shift, x.shape[2])  # (B, C', T, 1)
+        return self.skip_connection(x) + self.out_layers(self.in_layers(x) + shift)
 
 
 class SpatioTemporalResBlock(ResBlock):

@@ -60,19 +60,19 @@ class Posterior:
 # on latents instead: the encoder halves the sides of a picture a few times and keeps a handful of
 # channels, and the decoder, which is trained to undo that, puts the texture back.
 
-# ---- Blocks: x is (B*T, C, h, w), clips one after the other; only along time (B, C, T, h, w) ----
+# ---- Blocks: x is (B*T, C, h, w), window after window; only along time (B, C, T, h, w) ----
 
 def over_time(f: Callable[[Tensor], Tensor], x: Tensor, frames: int) -> Tensor:
     """Applies f, which works on (B, C, T, h, w) or on single frames, to x (B*T, C, h, w)."""
     # Single frames need no time axis. They go as they are, channels-last, which a CPU does faster.
     if frames == 1:
         return f(x)
-    clips = x.unflatten(0, (-1, frames)).transpose(1, 2)      # (B, C, T, h, w)
-    return f(clips).transpose(1, 2).flatten(0, 1)             # (B*T, C, h, w)
+    windows = x.unflatten(0, (-1, frames)).transpose(1, 2)    # (B, C, T, h, w)
+    return f(windows).transpose(1, 2).flatten(0, 1)           # (B*T, C, h, w)
 
 
 class TimeConv(nn.Conv3d):
-    """Convolution along time alone, of clips (B, C, T, h, w) with zeros beyond their ends, or of
+    """Convolution along time alone, of windows (B, C, T, h, w) with zeros beyond their ends, or of
     single frames (N, C, h, w)."""
 
     def __init__(self, channels: int):
@@ -86,8 +86,8 @@ class TimeConv(nn.Conv3d):
 
 
 class TimeStack(nn.Module):
-    """Residual block along time, on clips (B, C, T, h, w) or on single frames (N, C, h, w).
-    GroupNorm's statistics are over all frames of a clip."""
+    """Residual block along time, on windows (B, C, T, h, w) or on single frames (N, C, h, w).
+    GroupNorm's statistics are over all frames of a window."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -287,15 +287,13 @@ class VAE(nn.Module):
         mean, std = self._mean_std(x)
         return x * std + mean
 
-    def to_latents(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images (N, 3, H, W) in [-1, 1] -> scaled latents (N, C, h, w): the Gaussian's mean, or,
-        given unit normal noise of that shape, a sample, as in training."""
-        posterior = self.encode(images)
-        return self.scale(posterior.mean if noise is None else posterior.sample(noise))
+    def to_latents(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) in [-1, 1] -> scaled latents (N, C, h, w), the Gaussian's mean."""
+        return self.scale(self.encode(images).mean)
 
-    def to_images(self, latents: Tensor, batch: int = 16) -> Tensor:
-        """Scaled latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1], `batch` at a time."""
-        return torch.cat([self.decode(self.unscale(x)).clamp(-1, 1) for x in latents.split(batch)])
+    def to_images(self, latents: Tensor) -> Tensor:
+        """Scaled latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1], 16 at a time."""
+        return torch.cat([self.decode(self.unscale(x)).clamp(-1, 1) for x in latents.split(16)])
 
 
 def perceptual(vae: VAE, a: Tensor, b: Tensor) -> Tensor:

@@ -203,7 +203,7 @@ for i, value in enumerate(between[[0, 1, middle_frame, T - 1], -1]):
                  vmin=-0.2, vmax=1.2)
 canvas.tiles(3.9, top, side, [learned / learned.abs().max() * 2.5], 0.04)
 canvas.text(3.9, top - 0.13, r"$z_\mathrm{m}$, scaled to its largest value")
-axes = canvas.axes(0.85, top, 2.1, 2.1, xlabel="audio token", ylabel="frame",
+axes = canvas.axes(0.85, top, 2.1, 2.1, xlabel="audio embedding", ylabel="frame",
                    xticks=range(0, T, 3), yticks=range(0, T, 3))
 axes.imshow(weights, cmap="Blues", vmin=0)
 canvas.text(0.85, top - 0.13, f"attention to the sound, 0 to {weights.max():.2f}")
