@@ -133,8 +133,8 @@ def make(order: Order, wave: np.ndarray, folder: Path, device: str, making: Maki
     frames = model.animate(face, wave, order.emotion, progress=making.report, **order.settings)
     media.write_video(film, figures.keep(making.watch(frames), figures.around(grid), kept), wave,
                       media.film_side(model.size), sound=order.audio)
-    figures.write_sheet(film.with_suffix(".png"), face, kept, wave, curve, grid)
-    return str(film), str(film.with_suffix(".png"))
+    figures.write_sheet(film.with_suffix(".sheet.png"), face, kept, wave, curve, grid)
+    return str(film), str(film.with_suffix(".sheet.png"))
 
 
 # ---- the page -----------------------------------------------------------------------------------

@@ -1,17 +1,15 @@
 """The paper's metrics for any videos: `python -m evaluation GENERATED --truth TRUE`.
 
 Both are a video each, or folders of videos that are paired by name (a.mp4 with a.mov). A table is
-printed and written to --out (evaluation.md, evaluation.json), with curves over time (curves.csv, a
-row a second; curves.png). In brackets stand 95 % intervals over the n videos; of a single one over
-parts of it, two seconds long, which says nothing of other videos.
+printed and written to --out (evaluation.md, .json), with curves over time (curves.csv, .png). In
+brackets stand 95 % intervals over the n videos (of a single one over its parts, two seconds long).
 
-What can be measured depends on what is shown. Faces as this project draws them (toy/) are told from
-others by the shipped autoencoder, and are looked at by the toy world's judges; nothing else is
-needed. For others give `--lip-reader FILE.pth` (vsr_trlrs2lrs3vox2avsp_base.pth of auto-avsr) and
-beside each video NAME.landmarks.npy (frames, 68 points, x and y), or `pip install "keyface[lips]"`,
-and `--features inception`. Beside a video may also lie its NAME.png, the picture it was made from;
-and a name that holds a vocalisation (laugh_3.mp4) says what is to be seen in it. What cannot be
-measured is left out, with a line that says why.
+Faces as this project draws them (toy/) are told from others by the shipped autoencoder, and are
+looked at by the toy world's judges. For others give `--lip-reader FILE.pth` (auto-avsr's
+vsr_trlrs2lrs3vox2avsp_base.pth), beside each video NAME.landmarks.npy (frames, 68 points, x and y,
+in the video's own pixels, 25 a second) or `pip install -e ".[lips]"`, and `--features inception`.
+NAME.png beside a video is the picture it was made from; a vocalisation in its name (laugh_3.mp4)
+says what is to be seen. What cannot be measured is left out, with a line that says why.
 """
 
 import json
@@ -87,7 +85,7 @@ class Measured:
         self.both = [pair for pair in pairs if pair[1]]
         self.rows, self.left, self.curves = [], [], {}
         if odd := sum(len(a.sharpness) != len(b.sharpness) for a, b in self.both):
-            warn(f"{odd} videos are not as long as the truth; the frames of both are compared")
+            warn(f"{odd} videos are not as long as the truth; mouths are compared where both are")
 
     def row(self, metric: str, better: str, of: Callable[[Seen, Seen | None], float | np.ndarray],
             estimate: Callable = bootstrap, without: str = "no video allows it") -> None:
@@ -123,8 +121,8 @@ class Measured:
             if reader is None:
                 both = ([self.judges.lips(torch.from_numpy(s.states[:n]))[1]] for s in (ours, true))
             elif ours.points is None or true.points is None:
-                without["neither NAME.landmarks.npy beside them nor face-alignment (pip install "
-                        '"keyface[lips]")'] += 1
+                without["no face, or neither NAME.landmarks.npy beside them nor face-alignment "
+                        '(pip install -e ".[lips]")'] += 1
                 continue
             else:
                 both = (lip_features(s, n, reader) for s in (ours, true))
@@ -133,28 +131,31 @@ class Measured:
         self.row(f"LipScore ({name})", "higher", lambda s, _: found.get(s.path, np.nan))
         self.along("LipScore", found)
 
-    def set_distance(self, name: str, ours: list[np.ndarray], true: list[np.ndarray]) -> None:
-        """Of two sets of moments, a part a video; and between halves of the truth, as a floor."""
+    def set_distance(self, name: str, features: Callable[[Seen], np.ndarray]) -> np.ndarray:
+        """Of all videos to all of the truth, whose moments it returns; of its halves as a floor."""
+        ours, true = ([sum(frechet.moments(features(s)) for s in column[i::8])  # which are large
+                       for i in range(min(8, len(column)))] for column in zip(*self.both))
         n = [int(sum(x)[-1, -1]) if x else 0 for x in (ours, true, true[::2], true[1::2])]
         if min(n[:2]) < 2:
             self.left.append(f"{name}: too short")
-            return
-        self.rows.append({"metric": f"{name}, {n[0]:,} against {n[1]:,}", "better": "lower",
-                          "generated": figure(frechet.with_interval(ours, true), len(ours))})
-        if len(true) > 1:
+        else:
+            found = figure(frechet.with_interval(ours, true), len(self.both))
+            self.rows.append({"metric": f"{name}, {n[0]:,} against {n[1]:,}", "better": "lower",
+                              "generated": found})
+        if min(n[2:]) > 1:
             floor = (frechet.distance(sum(true[::2]), sum(true[1::2])),) * 3
             self.rows.append({"metric": f"halves of the truth, {n[2]:,} against {n[3]:,}",
-                              "better": "-", "truth": figure(floor, len(true))})
+                              "better": "-", "truth": figure(floor, len(self.both))})
+        return sum(true)
 
-    def distances(self) -> None:
-        parts = [[frechet.moments(s.features) for s in column] for column in zip(*self.both)]
-        self.set_distance("Frechet distance of frames", *parts)
-        windows = {s.path: frechet.over_time(s.features, sum(parts[1]), FPS, HOP)
+    def distances(self, network: str) -> None:
+        whole = self.set_distance(f"Frechet distance of frames ({network})", lambda s: s.features())
+        windows = {s.path: frechet.over_time(s.features(), whole, FPS, HOP)
                    for pair in self.both for s in pair}
         self.along("distance in 1 s", windows, FPS // HOP)
         self.row("the same in a window of a second, mean", "lower", lambda s, _:
                  windows[s.path] if len(windows[s.path]) else np.nan)
-        ten = 10 * FPS // HOP
+        ten = TEN // HOP
         tens = [w[:len(w) // ten * ten].reshape(-1, ten).mean(1)
                 for s, _ in self.both if len(w := windows[s.path]) >= 3 * ten]
         if tens:
@@ -163,9 +164,8 @@ class Measured:
         else:
             self.left.append("the slope of the distance: no video lasts 31 seconds")
         if self.judges:
-            self.set_distance("Frechet distance of 16-frame clips", *(
-                [frechet.moments(self.judges.over_clips(torch.from_numpy(s.states)).numpy())
-                 for s in column] for column in zip(*self.both)))
+            self.set_distance("Frechet distance of 16-frame clips (toy)", lambda s: (
+                self.judges.over_clips(torch.from_numpy(s.states)).numpy()))
         else:
             self.left.append("the distance of clips (FVD): its features know drawn faces alone")
 
@@ -183,7 +183,7 @@ class Measured:
                  "no video longer than a second has a mouth and sound")):
             self.row(f"opening of the mouth, correlation with {name}", "higher",
                      partial(against, other, correlation), without=without)
-            self.row(f"opening of the mouth, frames after {name}", "0",
+            self.row(f"opening of the mouth, frames after {name}, up to 8", "0",
                      partial(against, other, best_lag), without=without)
 
     def lip_leak(self) -> None:
@@ -191,32 +191,32 @@ class Measured:
                   and s.loudness is not None and not s.loudness.any()]
         closed = silent and self.judges and lip_limits(
             self.judges, read_json(WEIGHTS / "config.json")["size"])["closed below"]
-        def leak(s: Seen, _) -> np.ndarray | float:
-            limit = closed if s.points is None else OPEN
-            return s.opening > limit if s.path in silent else np.nan
-        self.row("LipLeak: open mouths to silent sound", "lower", leak,
-                 without="no video with a mouth has silent sound")
+        self.row("LipLeak: open mouths to silent sound", "lower", lambda s, _: (
+            s.opening > (closed if s.points is None else OPEN) if s.path in silent else np.nan),
+            without="no video with a mouth has silent sound")
 
     def first_and_last(self, name: str, better: str, curve: str) -> None:
         self.along(name, {s.path: getattr(s, curve) for pair in self.pairs for s in pair if s})
-        self.row(name, better, lambda s, _: getattr(s, curve))
+        self.row(name, better, lambda s, _: getattr(s, curve),
+                 without="there is neither a picture beside it (NAME.png) nor --truth")
         for which, here in (("first", slice(TEN)), ("last", slice(-TEN, None))):
             self.row(f"{name}, {which} ten seconds", better, lambda s, _, here=here: (
                 getattr(s, curve)[here] if len(s.sharpness) >= 2 * TEN else np.nan),
-                without="no video has twenty seconds")
+                without="no video of twenty seconds allows it")
 
     def vocalisations(self, picture: Path) -> None:
         """What is seen in videos whose names hold a vocalisation; draws what was taken for what."""
         def asked(s: Seen) -> str | None:
-            return next((kind for kind in KINDS if kind in s.path.stem.lower()), None)
+            name = "-" + s.path.stem.lower().replace("_", "-").replace(" ", "-")
+            return next((kind for kind in KINDS if f"-{kind}" in name), None)
 
         seen = {s.path: self.judges.vocalisation(torch.from_numpy(s.states))
                 for pair in self.pairs if asked(pair[0]) for s in pair if s}
         self.row("NSV accuracy", "higher", lambda s, _: seen[s.path] == asked(s)
                  if asked(s) and s.path in seen else np.nan, wilson,
                  "no video is named after a vocalisation")
-        answers = [(asked(s), seen[s.path]) for s, _ in self.pairs if asked(s)]
-        if answers:
+        picture.unlink(missing_ok=True)        # of an earlier run
+        if answers := [(asked(s), seen[s.path]) for s, _ in self.pairs if asked(s)]:
             write_confusion(picture, answers, list(KINDS), [*KINDS, "speech"])
 
     def table(self) -> str:
@@ -230,7 +230,8 @@ class Measured:
 # ---- The command ---------------------------------------------------------------------------------
 
 def options(argv: list[str] | None) -> Namespace:
-    parser = Parser(prog="python -m evaluation", description=__doc__.split("\n\n")[0])
+    first, *_, last = __doc__.split("\n\n")
+    parser = Parser(prog="python -m evaluation", description=first, epilog=last)
     add = parser.add_argument
     add("generated", type=Path, help="a video, or a folder of videos")
     add("--truth", type=Path, help="the true one or ones, of the same names")
@@ -247,8 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     size = read_json(WEIGHTS / "config.json")["size"]
     drawn = are_drawn(WEIGHTS, torch.cat([first_frame(path, size) for path, _ in paths[:9]]))
     if not drawn and "toy" in (args.lip_reader, args.features):
-        warn("these faces look unlike the drawn ones that the toy judges know, so that what they "
-             "say may mean nothing")
+        warn("these faces look unlike drawn ones; what the toy judges say may mean nothing")
         drawn = True
     judges = Judges.load(WEIGHTS / "judges.safetensors") if drawn else None
     named = args.lip_reader not in (None, "toy")
@@ -271,10 +271,9 @@ def main(argv: list[str] | None = None) -> None:
         else:
             found.left.append("LipScore: the faces are not drawn ones; give --lip-reader FILE.pth")
         if found.both and (judges or embed):
-            found.distances()
+            found.distances("inception" if embed else "toy")
         elif found.both:
-            found.left.append("Frechet distances: the faces are no drawn ones; give --features "
-                              "inception")
+            found.left.append("Frechet distances: no drawn faces; give --features inception")
         found.sync()
         found.lip_leak()
         if judges:

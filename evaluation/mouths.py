@@ -2,8 +2,8 @@
 
 Landmarks are (T, 68, 2): x, y of the usual 68 points of a face, whole numbers at the centres of
 pixels. They come from a file beside the video, NAME.landmarks.npy, in the video's own pixels at 25
-frames a second, with nan where no face was found; else from the package face-alignment
-(`pip install "keyface[lips]"`), which fetches its own weights.
+frames a second, with nan where no face was found (numpy.save); else from the package face-alignment
+(`pip install -e ".[lips]"`), which fetches its own weights.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tools.cli import InputError
+from tools.cli import InputError, warn
 from tools.media import video_blocks, video_shape
 
 SMOOTHED = 6              # frames to either side that landmarks are averaged over
@@ -30,15 +30,14 @@ PLACES = ((128.4885, 106.9246), (128.8702, 137.3025), (92.5225, 94.3688), (112.7
 
 def landmarks(path: Path, side: int) -> np.ndarray | None:
     """Landmarks (T, 68, 2) of a video whose middle square is read at side x side pixels; None where
-    there is neither NAME.landmarks.npy nor the package. Raises InputError for a file of another
-    shape and where no frame has a face."""
+    there is neither NAME.landmarks.npy nor the package, or no face. Raises InputError for a file of
+    another shape."""
     file, (width, height, _) = path.with_suffix(".landmarks.npy"), video_shape(path)
     if file.exists():
         try:
             points = np.load(file, allow_pickle=False).astype(np.float64)
-        except (ValueError, EOFError) as error:
-            raise InputError(f"{file}: no array of numbers ({error}); write it with numpy.save"
-                             ) from None
+        except (ValueError, EOFError, AttributeError) as error:
+            raise InputError(f"{file}: no array ({error}); write it by numpy.save") from None
         if points.ndim != 3 or points.shape[1:] != (68, 2):
             raise InputError(f"{file}: holds {points.shape}; landmarks are (T, 68, 2)")
         square = min(width, height)
@@ -55,12 +54,12 @@ def landmarks(path: Path, side: int) -> np.ndarray | None:
     return filled(path, np.stack([found[0] if found else none for found in faces]))
 
 
-def filled(path: Path, points: np.ndarray) -> np.ndarray:
+def filled(path: Path, points: np.ndarray) -> np.ndarray | None:
     """(T, 68, 2) with nan in frames without a face -> interpolated along time; before the first and
-    after the last face these."""
+    after the last face these; None, and a warning, where there is no face at all."""
     seen = np.flatnonzero(np.isfinite(points).all((1, 2)))
     if not len(seen):
-        raise InputError(f"{path}: no face in any frame; give videos of faces")
+        return warn(f"{path}: no face in any frame; its mouth is left out")
     flat = points.reshape(len(points), -1)
     whole = [np.interp(np.arange(len(points)), seen, column[seen]) for column in flat.T]
     return np.stack(whole, 1).reshape(points.shape)

@@ -17,6 +17,7 @@ from evaluation import mouths
 from evaluation.lipreader import LipReader
 from tools.cli import InputError, warn
 from tools.media import FPS, loudness, video_blocks, video_shape
+from tools.released import read
 from toy.evaluation.judges import JUDGED, Judges, to_tensor
 
 BLOCK = 20                # frames that are in memory at a time
@@ -36,7 +37,7 @@ class Seen:
     opening: np.ndarray | None                 # (N,): by landmarks, else the judged jaw
     states: np.ndarray | None                  # (N, 17): columns of toy.evaluation.judges.JUDGED
     likeness: np.ndarray | None                # (N,): cosine of each face to the given picture's
-    features: np.ndarray | None                # (N, D), on the disk
+    features: Callable[[], np.ndarray] | None  # opens (N, D) on the disk
 
 
 def sharpness(images: Tensor) -> Tensor:
@@ -54,12 +55,11 @@ def inception() -> Callable[[Tensor], Tensor]:
     try:
         from torchvision.models import inception_v3
     except ImportError:
-        raise InputError("--features inception: needs torchvision; pip install torchvision"
-                         ) from None
+        raise InputError("--features inception: pip install torchvision first") from None
     if not path.exists():
         raise InputError(f"--features inception: {path} is not there; get it from {PUBLISHED}")
     network = inception_v3(init_weights=False, transform_input=False)
-    network.load_state_dict(torch.load(path, weights_only=True))
+    network.load_state_dict(read(path))
     network.fc = nn.Identity()
     network.eval().requires_grad_(False)
     return lambda x: network(F.interpolate(x, (299, 299), mode="bilinear", antialias=True))
@@ -86,27 +86,30 @@ def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Callab
                 features = embed(images)
             rows = torch.cat(columns + [features] if judges or embed else columns, 1).numpy()
             rows.tofile(file)
-    table = np.memmap(out, np.float32, "r").reshape(-1, rows.shape[1])
-    sharp, states, likeness, opening, end = np.array(table[:, 0]), None, None, None, 1
+    def kept(which: int | slice) -> np.ndarray:
+        return np.memmap(out, np.float32, "r").reshape(-1, rows.shape[1])[:, which]
+
+    sharp, states, likeness, opening, end = np.array(kept(0)), None, None, None, 1
     if judges:
         end = len(JUDGED) + 2
-        states, likeness = np.array(table[:, 1:end - 1]), np.array(table[:, end - 1])
+        states, likeness = np.array(kept(slice(1, end - 1))), np.array(kept(end - 1))
         opening = states[:, JUDGED.index("jaw")]
     points = mouths.landmarks(path, side) if landmarked or not judges else None
     if points is not None:
-        if len(points) < len(sharp):
+        if not len(sharp) <= len(points) <= len(sharp) + 2:
             raise InputError(f"{path}: has {len(sharp)} frames at {FPS} a second, but landmarks "
                              f"for {len(points)}; make them anew")
         opening = mouths.opening(points[:len(sharp)])
     return Seen(path, side, sharp, loudness(path), points, opening, states, likeness,
-                table[:, end:] if judges or embed else None)
+                (lambda: kept(slice(end, None))) if judges or embed else None)
 
 
 @torch.inference_mode()
 def lip_features(seen: Seen, frames: int, reader: LipReader) -> Iterator[Tensor]:
     """The lip reader's features (n, D) of so many frames of a video, READ at a time."""
-    rows = np.split(mouths.smoothed(seen.points[:frames]), range(READ, frames, READ))
-    for block, here in zip(video_blocks(seen.path, seen.side, length=READ), rows):
-        crops = [mouths.patches(block[i:i + 25][:len(here[i:])], here[i:i + 25])
-                 for i in range(0, len(here), 25)]
-        yield reader(mouths.normalised(np.concatenate(crops))[None])[0]
+    points, crops = mouths.smoothed(seen.points[:frames]), []
+    for i, block in zip(range(0, frames, 25), video_blocks(seen.path, seen.side, length=25)):
+        crops.append(mouths.patches(block[:frames - i], points[i:i + 25]))
+        if 25 * len(crops) >= READ or i + 25 >= frames:
+            yield reader(mouths.normalised(np.concatenate(crops))[None])[0]
+            crops = []

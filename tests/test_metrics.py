@@ -17,7 +17,7 @@ from stage import Config
 from tools import cli, frechet
 from tools.checkpoint import load_config
 from tools.cli import WEIGHTS
-from tools.media import FPS, video_shape, write_video
+from tools.media import FPS, loudness, video_shape, write_video, write_wav
 from tools.stats import STUDENT, show, slope
 from toy.evaluation.judges import SIZE, Judges, are_drawn, to_tensor
 from toy.faces import REST, STATE, draw, random_identity
@@ -68,7 +68,7 @@ def seen(films, tmp_path_factory):
         pairs = list(zip([look(name, i) for i in range(2)] if name != "truth" else true, true))
         measured = command.Measured(pairs, judges)
         measured.lip_score("toy", None)
-        measured.distances()
+        measured.distances("toy")
         measured.sync()
         measured.first_and_last("likeness", "higher", "likeness")
         measured.first_and_last("sharpness", "as the truth", "sharpness")
@@ -78,8 +78,8 @@ def seen(films, tmp_path_factory):
 
 
 def test_each_fault_moves_its_metric(seen):
-    lips, late = "LipScore (toy)", "opening of the mouth, frames after the truth's"
-    far, clips = "Frechet distance of frames", "Frechet distance of 16-frame clips"
+    lips, late = "LipScore (toy)", "opening of the mouth, frames after the truth's, up to 8"
+    far, clips = "Frechet distance of frames (toy)", "Frechet distance of 16-frame clips (toy)"
     likeness, sharp = "likeness", "sharpness"
     true = seen["truth"]
     assert true[lips] == pytest.approx(1, abs=1e-6)
@@ -136,7 +136,7 @@ def test_what_is_no_drawn_face_is_left_out(tmp_path, capsys):
                    "give --features inception", "identity and NSV accuracy"):
         assert said.count(reason) == 1
     assert "| sharpness | as the truth | " in said
-    assert "- Left out: sharpness, last ten seconds: no video has twenty seconds." in said
+    assert "- Left out: sharpness, last ten seconds: no video of twenty seconds allows it." in said
 
 
 @pytest.mark.parametrize("given, line", [
@@ -217,6 +217,8 @@ def test_frechet_distance():
     parts = [[frechet.moments(piece) for piece in np.split(x, 10)] for x in (a, b)]
     value, low, high = frechet.with_interval(*parts)
     assert value == pytest.approx(expected) and low < value < high
+    empty = [np.zeros((13, 13)), *parts[0]]                # a film too short to have any
+    assert frechet.with_interval(empty, parts[1]) == pytest.approx((value, low, high))
     for hop, places in ((None, (0, 25)), (10, (0, 10, 20, 30))):
         windows = frechet.over_time(a[:60], frechet.moments(b), FPS, hop)
         assert windows == pytest.approx([frechet.distance(frechet.moments(a[i:i + FPS]),
@@ -245,11 +247,26 @@ def test_slope_is_that_of_least_squares():
     assert (low, high) == pytest.approx((rise - 1.96 * covariance[0, 0]**0.5,
                                          rise + 1.96 * covariance[0, 0]**0.5))
     assert slope([y, y + 100], 1 / 6)[0] == pytest.approx(rise)
+    # Of three values one degree of freedom is left: 0, 1, 0 lie on none, with an error of 1 / sqrt 3.
+    assert slope([np.array([0, 1, 0])], 1.0) == pytest.approx((0, *(s * 12.706 / math.sqrt(3)
+                                                                    for s in (-1, 1))))
+
+
+def test_loudness_of_a_film(tmp_path, capsys):
+    """A tone of amplitude .1 has .1 / sqrt(2), which is -23 dB; then silence; and no sound at all."""
+    tone = 0.1 * np.sin(np.arange(50 * 640) * (2 * np.pi * 500 / 16000)).astype(np.float32)
+    tone[25 * 640:] = 0
+    write_wav(tmp_path / "tone.wav", tone)
+    found = loudness(tmp_path / "tone.wav")
+    assert found[:25] == pytest.approx(1 + 20 * np.log10(0.1 / np.sqrt(2)) / 60, abs=1e-3)
+    assert len(found) == 50 and not found[25:].any()
+    assert loudness(tmp_path / "none.mp4") is None
+    assert "none.mp4: no such file" in capsys.readouterr().err
 
 
 # ---- Mouths and the lip reader -------------------------------------------------------------------
 
-def test_landmarks_beside_a_video(tmp_path, monkeypatch):
+def test_landmarks_beside_a_video(tmp_path, monkeypatch, capsys):
     """Of a wide video read at half its height; those without a face lie between others."""
     points = np.arange(10.0)[:, None, None] + np.zeros((10, 68, 2))
     points[[0, 4, 5, 9]] = np.nan
@@ -260,8 +277,8 @@ def test_landmarks_beside_a_video(tmp_path, monkeypatch):
     assert found[:, 0, 0] == pytest.approx((times + 0.5 - 30) / 2 - 0.5)
     assert found[:, 5, 1] == pytest.approx((times + 0.5) / 2 - 0.5)
     np.save(tmp_path / "a.landmarks.npy", points * np.nan)
-    with pytest.raises(cli.InputError, match="a.mp4: no face in any frame"):
-        mouths.landmarks(tmp_path / "a.mp4", 50)
+    assert mouths.landmarks(tmp_path / "a.mp4", 50) is None
+    assert "a.mp4: no face in any frame; its mouth is left out" in capsys.readouterr().err
     np.save(tmp_path / "a.landmarks.npy", points[:, :5])
     with pytest.raises(cli.InputError, match=r"holds \(10, 5, 2\); landmarks are"):
         mouths.landmarks(tmp_path / "a.mp4", 50)
@@ -308,7 +325,7 @@ def test_lip_score_by_landmarks(films, monkeypatch):
     monkeypatch.setattr(watch, "READ", 25)
     assert score(film("another")) == pytest.approx(other, abs=1e-6)
     assert score(film("truth", 11)) == "LipScore of 1 videos: less than 12 frames"
-    assert "1 videos: neither NAME.landmarks.npy" in score(film("truth", landmarks=None))
+    assert "1 videos: no face, or neither NAME.landmarks.npy" in score(film("truth", landmarks=None))
 
 
 def test_shape_of_a_video_that_is_shown_upright(tmp_path):

@@ -323,10 +323,15 @@ def hashes(folder: Path) -> dict[str, str]:
             for path in sorted(folder.glob("*.safetensors"))}
 
 
+@cache
 def code_version() -> str:
-    """What git called this state of the code when it was first asked; "unknown" without git."""
+    """What git called this state of the code when it was first asked, with "-dirty" where a Python
+    file was another (results, which programs write, do not count); "unknown" without git."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
-        command = ["git", "-C", str(Path(__file__).parents[1]), "describe", "--always", "--dirty"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        name = subprocess.run([*git, "describe", "--always"], capture_output=True, text=True,
+                              check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "*.py"], check=False)
+    return name + "-dirty" * bool(changed.returncode)

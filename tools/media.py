@@ -22,7 +22,7 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageOps
 
-from tools.cli import COMMENT, InputError, replacing, warn
+from tools.cli import COMMENT, InputError, replacing, scratch, warn
 
 FPS = 25
 SAMPLE_RATE = 16000
@@ -208,14 +208,35 @@ def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
 
 
 def loudness(path: Path | str) -> np.ndarray | None:
-    """Root mean square of a file's sound, -60 to 0 dB as 0 to 1, a number a frame: (N,). All 0 for
-    a silent one, None for a file without sound."""
+    """Root mean square of a file's sound over time and channels, -60 to 0 dB as 0 to 1, a number a
+    frame: (N,). All 0 for a silent one; None, and a warning, where no sound can be read. It goes
+    through the disk, so memory does not grow with its length."""
+    path, power = Path(path), []
     try:
-        wave = read_audio(path)
-    except InputError:
-        return None
-    frames = np.pad(wave, (0, -len(wave) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
-    power = np.square(frames).mean(1)
+        track, video = _tracks(path, "Audio")
+    except InputError as error:
+        return warn(str(error))
+    with scratch() as folder:
+        sound = Path(folder, "sound.au")
+        status, _, report = _run_ffmpeg(path, [
+            "-map", track.number, "-f", "au", "-c:a", "pcm_f32be", "-af", _resample(video), "-ar",
+            str(SAMPLE_RATE), str(sound), *_with(video)])
+        if "No space left" in report:
+            raise OSError(f"{sound}: no space left for the sound of {path}")
+        if _damaged(status, report):
+            warn(f"{path}: its sound is cut off or damaged; what can be used is used")
+        if not sound.is_file():
+            return None
+        with sound.open("rb") as file:
+            offset, _, _, _, channels = struct.unpack(">5I", file.read(24)[4:])
+            file.seek(offset)
+            frame = FRAME_SAMPLES * channels
+            while len(samples := np.fromfile(file, ">f4", 1000 * frame)):
+                samples = np.pad(samples, (0, -len(samples) % frame)).reshape(-1, frame)
+                power.append(np.square(samples, dtype=np.float64).mean(1))
+    power = np.concatenate([*power, []])
+    if not len(power) or not np.isfinite(power).all():
+        return warn(f"{path}: its sound is empty or not finite")
     return np.where(power > 1e-6, 1 + np.log10(power.clip(1e-6)) / 6, 0)
 
 

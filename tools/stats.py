@@ -95,5 +95,7 @@ def slope(curves: list[np.ndarray], step: float) -> tuple[float, float, float]:
     pairs = [(np.arange(len(y)) * step, np.asarray(y, np.float64)) for y in curves]
     x, y = (np.concatenate([each[i] - each[i].mean() for each in pairs]) for i in (0, 1))
     rise = x @ y / (x @ x)
-    error = np.sqrt(np.square(y - rise * x).sum() / max(len(x) - len(curves) - 1, 1) / (x @ x))
-    return rise, rise - 1.96 * error, rise + 1.96 * error
+    free = max(len(x) - len(curves) - 1, 1)
+    error = np.sqrt(np.square(y - rise * x).sum() / free / (x @ x))
+    reach = (STUDENT[free - 1] if free <= len(STUDENT) else 1.96) * error
+    return rise, rise - reach, rise + reach

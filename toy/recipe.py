@@ -247,8 +247,9 @@ def card(out: Path, record: dict) -> str:
     total = sum(entry["core_hours"] for entry in record.values())
     machines = sorted({entry["machine"] for entry in record.values()})
     lines += ["", (f"In all {total:.1f} core hours, on {' and '.join(machines)}. The figures are "
-                   "of each training's own held-out material; results/evaluation.md, where it was "
-                   "not a race, has those of films.")]
+                   "of each training's own held-out material: `val_1` and `val_10` are latent "
+                   "losses at sigma 1 and 10, `other_audio` means with another clip's sound. Those "
+                   "of films, which --until-jaw leaves out, stand in results/evaluation.md.")]
     return "\n".join(lines) + "\n"
 
 
