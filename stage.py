@@ -85,10 +85,13 @@ class Config:
     def check(self) -> "Config":
         """Returns itself; raises ValueError where fields contradict each other."""
         a, b, v, w = self.keyframe, self.interp, self.vae, self.interp_audio or self.audio
-        latent = (v.z_channels, *[self.size / v.patch / 2 ** (len(v.ch_mult) - 1)] * 2)
+        latent = (c := v.z_channels, *[self.size / v.patch / 2 ** (len(v.ch_mult) - 1)] * 2)
         halvings = max(len(s.unet.channel_mult) for s in (a, b)) - 1
         fits = {"latent_shape": a.latent_shape == b.latent_shape == latent,
                 "channel_mult": latent[1] % 2 ** halvings == 0,
+                "in_channels": (a.unet.in_channels, b.unet.in_channels) == (2 * c, 2 * c + 1),
+                "out_channels": a.unet.out_channels == b.unet.out_channels == c,
+                "emotion_dim": a.unet.emotion_dim % 4 == b.unet.emotion_dim == 0,
                 "audio_dim": a.audio_dim == b.audio_dim == self.audio.width == w.width,
                 "without": {a.without, b.without} <= {"", "wavlm", "beats"},
                 "frames": b.frames == a.spacing + 1 and a.frames > 1,  # from keyframe to keyframe

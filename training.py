@@ -21,7 +21,7 @@ from diffusion import latent_loss, sample, schedule
 from keyface import KeyFace
 from stage import Stage, guided_keyframes, guided_segments
 from tools import checkpoint, scaling
-from tools.cli import InputError, remember_signals
+from tools.cli import InputError, explained, remember_signals
 from tools.figures import load_metrics, save_grid, save_metrics, tensorboard
 from tools.processes import Processes
 
@@ -47,10 +47,9 @@ def open_data(args: argparse.Namespace, model: KeyFace, stage: Stage,
                              "processes; give more videos, or start fewer processes")
         return clips, held_out.batch(HELD_OUT, 0)
 
-    if processes.rank == 0:
-        read()
+    found = read() if processes.rank == 0 else None
     processes.wait()
-    return read()
+    return found or read()
 
 
 # ---- the average of the weights ---------------------------------------------------------------
@@ -162,8 +161,9 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.before = state["step"], state["seconds"]
             self.facts, self.skipped = state["facts"], state.get("skipped", 0)
-        except (KeyError, RuntimeError, TypeError, ValueError):
-            raise InputError(f"--resume: {path} does not fit config.json") from None
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise (error if explained(error) else  # such as a GPU without room for it
+                   InputError(f"--resume: {path} does not fit config.json")) from None
         self.metrics = [row for row in load_metrics(self.csv) if row["step"] <= self.step]
         best = path.with_suffix(".best.safetensors")
         if best.exists():

@@ -134,6 +134,18 @@ def test_a_cut_off_film_is_used(folder, tmp_path, capsys):
 
 # ---------------------------------------------------------------------------------------- the clock
 
+def test_pixels_that_are_not_square_and_those_of_hdr(tmp_path, capsys):
+    """48 x 64 pixels that are shown as 64 x 64, the upper quarter white, in the colours of HDR."""
+    path = tmp_path / "wide.mp4"
+    ffmpeg("-f", "lavfi", "-i", "color=black:s=48x64:d=0.2,drawbox=h=16:t=fill:c=white,"
+           "setsar=4/3,setparams=color_trc=smpte2084", "-c:v", "libx264", "-qp", "0", path)
+    assert media.video_shape(path) == (64, 64, 25.0)
+    frame = next(media.video_blocks(path, 64))[0, :, :, 0] > 128
+    assert frame[:15].all() and not frame[17:].any()
+    list(media.video_blocks(path, 64))
+    assert "wide.mp4: is HDR and used as if it were not" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("ending, late, track", [
     *((ending, late, track) for ending in ("mp4", "mkv", "ts")
       for late, track in ((0, "a"), (0.4, "a"), (0.4, "v"))), ("mp4", 1, "a"), ("mp4", 1, "v")])

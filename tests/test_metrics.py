@@ -247,13 +247,13 @@ def test_slope_is_that_of_least_squares():
     assert (low, high) == pytest.approx((rise - 1.96 * covariance[0, 0]**0.5,
                                          rise + 1.96 * covariance[0, 0]**0.5))
     assert slope([y, y + 100], 1 / 6)[0] == pytest.approx(rise)
-    # Of three values one degree of freedom is left: 0, 1, 0 lie on none, with an error of 1 / sqrt 3.
+    # Of three values one degree of freedom is left; those of 0, 1, 0 have an error of 1 / sqrt 3.
     assert slope([np.array([0, 1, 0])], 1.0) == pytest.approx((0, *(s * 12.706 / math.sqrt(3)
                                                                     for s in (-1, 1))))
 
 
 def test_loudness_of_a_film(tmp_path, capsys):
-    """A tone of amplitude .1 has .1 / sqrt(2), which is -23 dB; then silence; and no sound at all."""
+    """A tone of amplitude .1 has .1 / sqrt(2), which is -23 dB; silence; then no file at all."""
     tone = 0.1 * np.sin(np.arange(50 * 640) * (2 * np.pi * 500 / 16000)).astype(np.float32)
     tone[25 * 640:] = 0
     write_wav(tmp_path / "tone.wav", tone)
@@ -325,7 +325,7 @@ def test_lip_score_by_landmarks(films, monkeypatch):
     monkeypatch.setattr(watch, "READ", 25)
     assert score(film("another")) == pytest.approx(other, abs=1e-6)
     assert score(film("truth", 11)) == "LipScore of 1 videos: less than 12 frames"
-    assert "1 videos: no face, or neither NAME.landmarks.npy" in score(film("truth", landmarks=None))
+    assert "1 videos: no face, or neither NAME.lan" in score(film("truth", landmarks=None))
 
 
 def test_shape_of_a_video_that_is_shown_upright(tmp_path):

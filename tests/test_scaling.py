@@ -55,6 +55,8 @@ def test_sizes_by_name():
 @pytest.mark.parametrize("content, reason", [
     ('{"keyframe": {"unet": {"depth": 3}}}', "keyframe: unet: unknown field 'depth'"),
     ('{"size": 500}', "latent_shape does not fit the other fields"),
+    ('{"keyframe": {"unet": {"in_channels": 9}}}', "in_channels does not fit the other fields"),
+    ('{"keyframe": {"unet": {"emotion_dim": 250}}}', "emotion_dim does not fit the other fields"),
     ('{"keyframe": {"unet": {"num_groups": 7}}}', "num_channels.* divisible by num_groups"),
     ('{"keyframe": {"unet": {"num_head_channels": 60}}}', "num_head_channels does not fit"),
     ('{"interp": {"unet": {"channel_mult": [1, 1, 1, 1, 1, 1, 1, 1]}}}', "channel_mult does not"),

@@ -61,10 +61,14 @@ def _command(path: Path, options: list[str]) -> list[str]:
 
 
 def _check_alive(path: Path, status: int) -> None:
-    """Raises OSError where ffmpeg was killed: by the system, most likely for want of memory."""
+    """Raises OSError where ffmpeg was killed, most likely for want of memory, and InputError where
+    it came to an end by itself."""
+    if status == -9:
+        raise OSError(f"{path}: ffmpeg was killed while it read this; try again with more free "
+                      "memory")
     if status < 0:
-        raise OSError(f"{path}: ffmpeg was killed while it read this (signal {-status}); "
-                      "try again with more free memory")
+        raise InputError(f"{path}: ffmpeg broke down over it (signal {-status}); convert it to WAV "
+                         "or MP4")
 
 
 def _run_ffmpeg(path: Path, options: list[str]) -> tuple[int, bytes, str]:
@@ -334,6 +338,8 @@ def video_shape(path: Path | str) -> tuple[int, int, float]:
     if not (sides := re.search(r" (\d+)x(\d+)[ ,]", said)):
         raise InputError(f"{path}: its pictures cannot be decoded; convert it to MP4")
     width, height = map(int, sides.groups())
+    if ratio := re.search(r"\bSAR ([1-9]\d*):([1-9]\d*)", said):
+        width = width * int(ratio[1]) // int(ratio[2])
     rate = re.search(r"([\d.]+)(k?) (fps|tbr)", said)
     turned = re.search(r"rotation of (-?\d+)", said)
     if turned and int(turned[1]) % 180:
@@ -367,7 +373,8 @@ def video_blocks(path: Path | str, size: int, square: tuple[int, int, int] | Non
     left, top, side = square or ("(iw-ow)/2", "(ih-oh)/2", "min(iw,ih)")
     if square:  # ffmpeg moves a square that reaches out, but refuses one that is too big
         side = f"if(lte({left}+{side},iw)*lte({top}+{side},ih),{side},2*iw)"
-    view = (f"fps={FPS}:start_time=0,crop='{side}':'{side}':'{left}':'{top}',"
+    view = (f"fps={FPS}:start_time=0,scale='iw*sar':ih,"    # pixels need not be square
+            f"crop='{side}':'{side}':'{left}':'{top}',"
             f"scale={size}:{size}:flags=area")
     command = _command(path, ["-map", track.number, "-vf", view, "-f", "rawvideo", "-pix_fmt",
                               "rgb24", "pipe:1", *_with(other)])
@@ -389,6 +396,8 @@ def video_blocks(path: Path | str, size: int, square: tuple[int, int, int] | Non
         raise InputError(f"{path}: could not be decoded; convert it to MP4")
     if _damaged(process.returncode, report):
         warn(f"{path}: cut off or damaged; {count} frames at {FPS} a second can be used")
+    if re.search(r"Stream #.*Video:.*(smpte2084|arib-std-b67)", report):
+        warn(f"{path}: is HDR and used as if it were not, with pale colours; convert it to SDR")
 
 
 def read_video(path: Path | str, size: int) -> np.ndarray:

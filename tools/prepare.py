@@ -39,12 +39,19 @@ from emotion import emotion_curve
 from keyface import KeyFace
 from stage import Config
 from tools.checkpoint import load_config, save_part, save_text
-from tools.cli import InputError, crop, end_with_parent, make_folder
+from tools.cli import (
+    CORES,
+    InputError,
+    crop,
+    end_with_parent,
+    make_folder,
+    without_interrupts,
+)
 from tools.media import FPS, VIDEOS, frame_count, read_audio, video_blocks
 
 VERSION = 1  # of all that is told above
 PIECE = 1500  # frames of a clip at most: an hour's video becomes 60 clips
-AT_ONCE = 25  # pictures in the autoencoder at a time
+AT_ONCE = 25  # pictures of 128 x 128 in the autoencoder at a time, of larger ones fewer
 SPEECH = "speech"  # the kind of what has none
 DRAWN_CLIPS, DRAWN_TEST = 1600, 32  # of the drawn world, to learn from and held out
 DRAWN_FIRST, DRAWN_HELD_OUT = 1_000_000, 30_000_000  # seeds
@@ -102,6 +109,9 @@ class Videos:
                  speakers: str | None = None):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give one of videos")
+        if (folder / "shards").is_dir():
+            raise InputError(f"{folder}: is a cache that was not finished; run the same python "
+                             f"data.py ... --out {folder} again")
         self.folder, self.size, self.square = folder, size, square
         self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS
                             and p.is_file() and not p.name.startswith("."))
@@ -183,9 +193,6 @@ class Videos:
         wave = read_audio(path)
         heard = frame_count(len(wave))
         table, first = self.table(path), 0
-        if table and table[0][-1, 0] < heard / FPS - 1:
-            raise InputError(f"{path.with_suffix('.csv')}: ends at {table[0][-1, 0]:g} s of "
-                             f"{heard / FPS:.1f}; give rows up to the end")
         for pictures in video_blocks(path, self.size, self.crop(path), PIECE):
             pictures = pictures[:heard - first]
             n = len(pictures)
@@ -194,6 +201,9 @@ class Videos:
             emotion, kind = emotion_curve("neutral", n), SPEECH
             if table:
                 now = (first + np.arange(n)) / FPS
+                if (end := table[0][-1, 0]) < now[-1] - 1:
+                    raise InputError(f"{path.with_suffix('.csv')}: ends at {end:g} s of "
+                                     f"{now[-1]:.1f} or more; give rows up to the end")
                 emotion = np.stack([np.interp(now, table[0][:, 0], column)
                                     for column in table[0][:, 1:].T], 1).astype(np.float32)
                 # A clip is of the kind that is heard longest in it and is not speech.
@@ -289,7 +299,8 @@ def encode(piece: Piece, model: KeyFace) -> dict[str, Tensor]:
     """The tensors of a shard, as told at the top."""
     means, logvars, jpegs = [], [], []
     device = next(model.vae.parameters()).device
-    for some in np.array_split(piece.pictures, -(-len(piece.pictures) // AT_ONCE)):
+    at_once = max(1, AT_ONCE * 128**2 // piece.pictures[0, ..., 0].size)
+    for some in np.array_split(piece.pictures, -(-len(piece.pictures) // at_once)):
         images = torch.tensor(some, device=device).permute(0, 3, 1, 2) / 127.5 - 1
         posterior = model.vae.encode(images)
         means.append(posterior.mean.half().cpu())
@@ -362,14 +373,14 @@ def _work(index: int) -> None:
     """Makes the shards of one recording, and when they are there its record."""
     source, cache, weights, made_with, least = _job
     model = _frozen(weights, made_with)
-    record = {"name": source.name(index), "key": _sha(source.key(index), made_with),
-              "sha256": source.content(index), "clips": []}
+    record = {"name": source.name(index), "key": _sha(source.key(index), made_with), "clips": []}
     try:
+        record["sha256"] = source.content(index)
         for piece in source.pieces(index):
             if len(piece.emotion) < least:
                 continue
             path = f"shards/{source.name(index)}.{len(record['clips']):03d}.safetensors"
-            (cache / path).parent.mkdir(parents=True, exist_ok=True)
+            make_folder((cache / path).parent)  # without what killed workers left
             save_part(cache / path, encode(piece, model), half=False)
             all_there = piece.times == list(range(len(piece.emotion)))
             record["clips"].append({
@@ -379,6 +390,8 @@ def _work(index: int) -> None:
             raise InputError(f"{source.name(index)}: shorter than {least} frames at {FPS} a second")
     except InputError as error:
         record |= {"clips": [], "left_out": str(error)}
+    except PermissionError as error:
+        record |= {"sha256": "", "clips": [], "left_out": f"{error.filename}: {error.strerror}"}
     _record(cache, source, index).parent.mkdir(parents=True, exist_ok=True)
     save_text(_record(cache, source, index), json.dumps(record))
 
@@ -395,8 +408,10 @@ def prepare(source: Source, cache: Path, weights: Path,
     todo = [i for i in range(len(source)) if not _done(cache, source, i, made_with)]
     least = config.interp.frames + 1  # a window, and one frame more for the identity
     job = (source, cache, weights, made_with, least)
-    # (Starting one takes seconds, in which others draw clips.)
-    workers = min(workers or min(os.cpu_count() or 1, 16, -(-len(todo) // 16)), len(todo))
+    # (Starting one takes seconds, in which others draw clips; and each has the networks for itself,
+    # of which a GPU holds few where they are large.)
+    most = 4 * torch.cuda.device_count() if config.size > 128 else 0
+    workers = min(workers or min(CORES, most or 16, -(-len(todo) // 16)), len(todo), 61)
     # (disable=None: no bar where the output is no terminal)
     with tqdm(desc="clips", total=len(source), initial=len(source) - len(todo),
               disable=None if todo else True) as bar:
@@ -407,7 +422,9 @@ def prepare(source: Source, cache: Path, weights: Path,
         elif todo:
             with ProcessPoolExecutor(workers, get_context("spawn"), _begin, job) as pool:
                 try:
-                    for _ in pool.map(_work, todo):
+                    with without_interrupts():  # (all are started here)
+                        found = pool.map(_work, todo)
+                    for _ in found:
                         bar.update()
                 except BaseException:
                     pool.shutdown(cancel_futures=True)

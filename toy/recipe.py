@@ -20,7 +20,6 @@ yourself: the aim is to get there with as few as possible.
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -34,6 +33,7 @@ import torch
 
 from tools.checkpoint import hashes, load_metadata, read_json, save_text
 from tools.cli import (
+    CORES,
     HERE,
     InputError,
     Parser,
@@ -91,7 +91,6 @@ BETWEEN_4 = Phase("interpolation a fourth time", ("train_interp.py", *FOURTH, "-
 PHASES = (AUTOENCODER, WAVLM, BEATS, JUDGES, KEYFRAMES, BETWEEN, KEYFRAMES_2, BETWEEN_2,
           KEYFRAMES_3, BETWEEN_3, KEYFRAMES_4, BETWEEN_4)
 HOURS = sum(phase.hours for phase in PHASES)
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- what was done so far: DIR/recipe.json ------------------------------------------------------
@@ -178,11 +177,11 @@ def work(phase: Phase, args: Namespace, record: dict, signals: list[int]) -> boo
             left.unlink()
     save_record(args.out, record)
     print(f"\n== {phase.name}: {' '.join(words[1:])}", flush=True)
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    start, before = time.monotonic(), os.times()
     environment = {"OMP_NUM_THREADS": "1", **os.environ}  # threads that wait would count, too
     status = wait(subprocess.Popen(words, cwd=HERE, env=environment), signals)
-    after, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - start
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    after, clock = os.times(), time.monotonic() - start
+    seconds = sum(after[2:4]) - sum(before[2:4])  # of children: user and system
     if torch.cuda.is_available():
         seconds = clock * processes
     entry["core_hours"] = round(entry["core_hours"] + seconds / 3600, 3)
