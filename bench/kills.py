@@ -92,12 +92,13 @@ def main(argv: list[str] | None = None) -> None:
             shutil.copytree(whole, killed, ignore=lambda at, names: [
                 name for name in names if at == str(whole) and name.startswith("keyframe")])
             while kills < args.kills:
+                before = set(killed.glob(".keyface.*"))
                 started = random.random() < 0.75
                 seconds = random.uniform(0, 8)
                 if not train(killed, args.steps, seconds, started):
                     break
                 kills += 1
-                in_saves += (saved := any(killed.glob(".keyface.*")))
+                in_saves += (saved := bool(set(killed.glob(".keyface.*")) - before))
                 there = any(killed.glob("keyframe.state*"))
                 step = load_state(killed / "keyframe.state")["step"] if there else 0
                 print(f"{kills:4} {seconds:11.1f} {'step' if started else 'start':>7} {step:15} "

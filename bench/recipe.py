@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds the project
 
-from tools.checkpoint import read_json
+from tools.checkpoint import hashes, read_json
 from tools.cli import HERE, WEIGHTS, InputError, Parser, run
 from tools.figures import save_figure
 from toy.recipe import PHASES
@@ -43,7 +43,12 @@ def measured(folder: Path) -> tuple[float, float, dict[str, dict]]:
         raise InputError(f"{record}: lacks {lacking[0]}; the same command makes it")
     hours = sum(phase.hours * phases[phase.name]["steps"] / phase.steps for phase in PHASES)
     took = sum(phase["core_hours"] for phase in phases.values())
-    rows = {row["measure"]: row for row in read_json(results)["rows"]}
+    seen = read_json(results)
+    rows = {row["measure"]: row for row in seen["rows"]}
+    if lacking := [each for each in MEASURES if each not in rows]:
+        raise InputError(f'{results}: lacks "{lacking[0]}"; evaluate without options')
+    if any(folder.glob("*.safetensors")) and seen["sha256"] != hashes(folder):
+        raise InputError(f"{results}: is of other weights than those in {folder}; evaluate anew")
     return hours, took, {name: rows[measure]["generated"] for measure, name in MEASURES.items()}
 
 

@@ -90,7 +90,8 @@ def steps(config: Config, interpolation: bool, batch: int, count: int, device: s
             """One training step; the seconds that it waited for its data."""
             began = time.perf_counter()
             windows = clips.batch(batch, number).to(device)
-            pictures = windows.pictures(max(1, round(batch * stage.config.pixel_share)), 0)
+            pictures = None if interpolation else windows.pictures(
+                max(1, round(batch * stage.config.pixel_share)), 0)
             waited = time.perf_counter() - began
             known = windows.latents[:, [0, -1]] if interpolation else windows.identity
             draws = stage.draw(windows.latents.shape).to(device)
@@ -159,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     for i in range(4):
         for piece in source.pieces(i):
             prepare.encode(piece, model)
-    windows = 4 * (source.WINDOWS + source.SEGMENTS)
+    windows = 4 * (source.windows + source.SEGMENTS)
     print(f"drawn world, one process: {windows / (time.perf_counter() - began):.2f} windows/s are "
           "prepared", flush=True)
     peaks = [float(subprocess.run([sys.executable, __file__, f"--memory={n}"], check=True,

@@ -89,7 +89,7 @@ def test_plan_is_the_intended_one():
             assert [list(s) for s in segments] == intended["segments"]
             assert [13 * k for k in range(plan.keyframes)] == intended["keyframe_frames"]
             assert segments[-1][1] + 1 == intended["frames_before_cut"]
-            assert plan.total == intended["cut_to"]
+            assert plan.output_frames(plan.groups - 1)[-1] + 1 == intended["cut_to"]
 
 
 # ---- the sampler --------------------------------------------------------------------------------
@@ -235,6 +235,13 @@ def test_a_step_of_training_denoises_what_is_drawn_with_what_is_kept():
     loss = diffusion.latent_loss(denoised, c["x"], draws.sigma, TINY.keyframe.lambda_lower,
                                  TINY.keyframe.lambda_eyes)
     torch.testing.assert_close(latent, loss.mean())
+
+
+def test_rows_of_eyes_and_of_the_mouth_have_weights_of_their_own():
+    """Errors of 1 in one of eight rows, at sigma 1, where lambda(sigma) is 2."""
+    errors = torch.eye(8).view(1, 8, 1, 8, 1).expand(1, 8, 4, 8, 8)      # frame t: row t
+    loss = diffusion.latent_loss(errors, torch.zeros_like(errors), torch.ones(1), 3.0, 5.0)
+    assert (loss * 8 / 2).tolist() == [[1, 1, 5, 5, 3, 3, 3, 3]]
 
 
 @torch.no_grad()

@@ -251,6 +251,7 @@ def test_a_training_of_an_encoder_that_was_stopped_ends_as_one_that_was_not(tmp_
 
     whole = trained("whole", [])
     half = trained("parts", [15])
+    (tmp_path / "parts" / "beats.state").rename(tmp_path / "parts" / "beats.state.1")  # mid-save
     parts = trained("parts", [15], resume=True)
     assert (half["step"], parts["step"]) == (1, 2)
     assert all(torch.equal(parts["objective"][name], value)
@@ -258,7 +259,8 @@ def test_a_training_of_an_encoder_that_was_stopped_ends_as_one_that_was_not(tmp_
 
 
 def test_a_recipe_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
-    """The second phase fails once, after it has kept its state: only what is left is done again."""
+    """The second phase fails once, after it has kept its state, under the name that this has in the
+    middle of a save: only what is left is done again."""
     script = """
 import sys, pathlib, safetensors
 words = sys.argv[1:]
@@ -267,8 +269,8 @@ name = words[0]
 with open(out / "said", "a") as file:
     options = [word[2:] for word in words if word in ("--resume", "--init")]
     file.write(" ".join([name, str(steps), *options]) + "\\n")
-first = not (out / f"{name}.state").exists()
-(out / f"{name}.state").touch()
+first = not list(out.glob(f"{name}.state*"))
+(out / f"{name}.state.1").touch()
 safetensors.serialize_file({}, out / f"{name}.safetensors", {"figures": '{"dB": 31.25}'})
 sys.exit(5 if name == "b" and first else 0)
 """

@@ -2,9 +2,9 @@
 
 A read-out is a single linear map, fitted by ridge regression: what it can tell lies open in what it
 reads. Phonemes and sound events are read from WavLM's tokens and from BEATs', the jaw from latents.
-It learns from 100 clips of the train split, and the share of what it gets right is measured on 20
-of the test split, whose voices and sentences it has never met. Run it anew when the autoencoder
-or an encoder has changed.
+It learns from 100 clips of the train split, and how good it is, a share or a correlation, is
+measured on 20 of the test split, whose voices and sentences it has never met. Run it anew when the
+autoencoder or an encoder has changed.
 """
 
 import sys

@@ -141,7 +141,7 @@ def command(phase: Phase, args: Namespace, begun: bool) -> list[str]:
         launcher += ["-m", "tools.processes", "--standalone", "--nproc_per_node",
                      str(args.processes)]
     words = [word.replace("DIR", str(args.out)) for word in phase.words]
-    if begun and (args.out / f"{phase.part}.state").exists():
+    if begun and any(args.out.glob(f"{phase.part}.state*")):
         if "--init" in words:  # what it began from is in the state
             at = words.index("--init")
             del words[at:at + 2]
@@ -170,7 +170,7 @@ def work(phase: Phase, args: Namespace, record: dict, signals: list[int]) -> boo
     entry = record.setdefault(phase.name, {"core_hours": 0.0, "hours": 0.0, "machine": machine()})
     processes = 1 if phase.judging else args.processes
     entry |= {"done": False, "steps": steps(phase, args.hours), "processes": processes}
-    if machine() not in entry["machine"]:
+    if machine() not in entry["machine"].split(" and "):
         entry["machine"] += f" and {machine()}"
     if not begun:  # an earlier phase of the same part leaves its state, which is not this one's
         for left in args.out.glob(f"{phase.part}.state*"):

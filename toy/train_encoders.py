@@ -244,7 +244,7 @@ def evaluate(encoder: AudioEncoder, heads: dict[str, nn.Module], clips: list[Cli
         column = STATE.index(name)
         x, y = (each[:, column].numpy() for each in (mouth, state))
         figures[f"correlation of {name}"] = correlation(x, y)
-        figures[f"correlation of {name}, speech"] = correlation(x[speech], y[speech])
+        figures[f"correlation of {name}, no vocalisation"] = correlation(x[speech], y[speech])
     return figures
 
 
@@ -274,7 +274,7 @@ def train(name: str, encoder: AudioEncoder, args: Namespace, processes: Processe
     def hear(sound: Tensor) -> Tensor:
         return encoder.speech.feature_extractor(speech_view(sound)).mT  # (B, 2 n, C)
 
-    if args.resume and path.exists():
+    if args.resume and any(args.out.glob(f"{path.name}*")):
         state = load_state(path)
         try:
             objective.load_state_dict(state["objective"])

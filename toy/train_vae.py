@@ -97,7 +97,7 @@ class Objective(nn.Module):
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         """The loss of pictures x (n, 3, H, W), their latents sampled with unit normal noise: errors
         of the pictures that come back, + KL times the distance of the latents' Gaussians to
-        N(0, 1),         which is kept so small that it only bounds the latents."""
+        N(0, 1), which is kept so small that it only bounds the latents."""
         posterior = self.vae.encode(x)
         mean, logvar = posterior.mean, posterior.logvar
         kl = .5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -155,8 +155,9 @@ class DrawnFaces:
 
 
 class FilmedFaces:
-    """The same of the videos in a folder, of which every tenth is held out. Raises InputError where
-    there are none to learn from, or none to be measured on."""
+    """The same of the videos in a folder, of which every tenth is held out, to be measured on; the
+    latents' statistics are those of pictures to learn from, and all of these are the familiar ones.
+    Raises InputError where there are none to learn from, or none to be measured on."""
 
     def __init__(self, folder: Path, size: int):
         self.size, videos = size, prepare.Videos(folder, size)

@@ -9,6 +9,7 @@ espeak-ng is GPL-licensed and comes with the extra `toy`; nothing outside `toy/`
 import _ctypes
 import ctypes
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -378,7 +379,9 @@ def _say(
     callback = _CALLBACK(collect)
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     data_path = str(espeakng_loader.get_data_path()).encode()
-    assert library.espeak_Initialize(_SYNCHRONOUS, 0, data_path, _PHONEME_EVENTS_IPA) == 22050
+    rate_of_sound = library.espeak_Initialize(_SYNCHRONOUS, 0, data_path, _PHONEME_EVENTS_IPA)
+    if rate_of_sound != 22050:
+        raise OSError("eSpeak NG cannot start; install espeakng-loader anew")
     library.espeak_ng_SetRandSeed(ctypes.c_long(1))
     library.espeak_SetSynthCallback(callback)
     library.espeak_SetVoiceByName(voice.encode())
@@ -387,7 +390,7 @@ def _say(
     data = text.encode()
     library.espeak_Synth(data, ctypes.c_size_t(len(data) + 1), 0, 1, 0, _UTF8, None, None)
     library.espeak_Terminate()
-    _ctypes.dlclose(library._handle)
+    (_ctypes.FreeLibrary if sys.platform == "win32" else _ctypes.dlclose)(library._handle)
     return np.concatenate(chunks), timed
 
 
@@ -489,7 +492,7 @@ def acoustics(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     wave = wave + rng.uniform(0, 0.35) ** 2 * loud * rng.standard_normal(length)
     heard = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(impulse, size) * band, size)[:length]
 
-    colour = np.maximum(hertz, 20) ** -rng.uniform(0, 1)  # white to brown, in amplitude pink
+    colour = np.maximum(hertz, 20) ** -rng.uniform(0, 1)  # from white to brown
     noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(size)) * colour * band, size)[:length]
     loudness = np.sqrt(np.mean(heard**2)) + 1e-4
     heard += noise / np.sqrt(np.mean(noise**2)) * loudness * 10 ** (-rng.uniform(12, 60) / 20)

@@ -97,7 +97,7 @@ def _idle(rng: np.random.Generator, n_frames: int) -> dict[str, np.ndarray]:
     return idle
 
 
-def _contents(rng: np.random.Generator, kind: str | None, count: int = 40) -> list[str]:
+def _contents(rng: np.random.Generator, kind: str | None, count: int) -> list[str]:
     """What follows on what: "speech" or one of KINDS, more than a clip can hold."""
     if kind is not None:
         return [kind] * count
@@ -142,7 +142,7 @@ def make_clip(
     gestures = np.zeros((n_frames, len(STATE)), np.float32)
     rng = stream[4]
     position = round(rng.uniform(0.05, 0.6) * SAMPLE_RATE)
-    for item in _contents(rng, kind):
+    for item in _contents(rng, kind, max(40, int(seconds))):  # of a second or more each
         if position >= length:
             break
         frame = position // FRAME_SAMPLES

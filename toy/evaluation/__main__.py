@@ -143,7 +143,6 @@ def speech_rows(clips: list[Clip], given: list[Clip], seen: dict[str, list[Seen]
         return counted(nearest == np.arange(len(videos)))
 
     pooled = partial(bootstrap, statistic=pooled_correlation)
-    seen["stranger"] = seen["generated"][1:] + seen["generated"][:1]
     rows = [row(f"{JUDGED[column]}, correlation over time", aim, "r", seen, along(column))
             for column, aim in ((JAW, "≥ .80, control < .15, ceiling ≥ .97"),
                                 (WIDTH, "≥ .65, ceiling ≥ .95"),
@@ -227,8 +226,8 @@ def blink_rows(openings: dict[str, list[np.ndarray]], where: str) -> list[dict]:
 
     aim, blinking = "within 20 % of the ceiling", {
         name: films for name, films in openings.items() if any(map(blinks, films))}
-    return [row(f"blinks a minute, {where}", aim, "", openings, a_minute),
-            row(f"frames of a blink, {where}", aim, "", blinking, length)]
+    return [row(f"blinks a minute, {where}", aim, "", openings, a_minute, control="none"),
+            row(f"frames of a blink, {where}", aim, "", blinking, length, control="none")]
 
 
 # ---- The command, in the order of its steps ------------------------------------------------------
@@ -262,7 +261,6 @@ def options(argv: list[str] | None) -> Namespace:
     parser = cli.Parser("python -m toy.evaluation", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model")
-    add("--judges", type=Path, help="default: judges.safetensors in that folder")
     add("--quick", action="store_true", help="12 clips of speech, nothing else")
     add("--clips", type=number(int, 4, 1000), help="of speech, 4 s each (default 40)")
     add("--nsv", type=number(int, 0, 100), help="of each vocalisation, 3 s each (default 10)")
@@ -308,6 +306,7 @@ def make_and_watch(found: Material, args: Namespace, judges: Judges, processes: 
             pool, args.weights, judges, args.long, args.out / "flicker.png",
         ) if args.long else ([], [], {})
     seen["generated"], seen["control"] = watched[:count], watched[count:2 * count]
+    seen["stranger"] = seen["generated"][1:] + seen["generated"][:1]
     nsv_seen["generated"] = watched[2 * count:]
     nsv_seen["control"] = nsv_seen["generated"][1:] + nsv_seen["generated"][:1]     # another kind's
     return Watched(seen, nsv_seen, quality, cost, kept, long_rows, long_facts, long_openings)
@@ -352,12 +351,12 @@ def speech_facts(found: Material, seen: dict[str, list[Seen]], limits: dict[str,
         f"A blink: frames in a row whose judged eyes are open less than {BLINK}.",
         f"In true speech {count / minutes:.1f} a minute of {shut / max(1, count):.2f} frames each.",
         f"Smeared: mean absolute Laplacian below {SMEARED} of the mean of both keyframes around.",
-        (f"Ceiling's eyes: left less right opening {apart:.3f}; irises (of eyes open more than "
+        (f"Ceiling's eyes: |left - right| opening {apart:.3f}; irises (of eyes open more than "
          f"{OPEN}) {colour:.1f} from the given picture. Control: strangers."),
-        f"Closed lips: judged jaw below {limits['closed below']:.2f}, as in 95 % of m, b, p drawn.",
-        f"Open mouth: above {limits['open above']:.2f}, as in 95 % of open vowels drawn.",
+        f"Closed lips: judged jaw below {limits['closed below']:.2f}, as in 95 % of drawn m, b, p.",
+        f"Open mouth: above {limits['open above']:.2f}, as in 95 % of drawn open vowels.",
         "Both limits are of other clips.",
-        f"True jaws of clips paired as in the control correlate by {alike:.2f} (silence first).",
+        f"True jaws of clips paired as in the control correlate by {alike:.2f} (all begin silent).",
         "Curves are paired so that they correlate least.",
         "Root mean square error of the judges, drawn / decoded: " + ", ".join(
             f"{JUDGED[i]} {drawn[i]:.3f} / {decoded[i]:.3f}"
@@ -397,7 +396,7 @@ def write_pictures(out: Path, found: Material, watched: Watched, size: int) -> N
 def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     began, model = time.monotonic(), loaded(args.weights)
-    path = args.judges or args.weights / "judges.safetensors"
+    path = args.weights / "judges.safetensors"
     judges = Judges.load(path)
     cli.make_folder(args.out)
     processes = torch.get_num_threads()

@@ -1,6 +1,6 @@
 """The films that the evaluation looks at, and the truth they are compared with.
 
-They are made by as many processes of one thread as there are threads. Films are uint8
+Each thread of this machine has a process that makes them. Films are uint8
 (N, H, W, 3) at 25 fps.
 """
 

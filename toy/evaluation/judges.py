@@ -144,12 +144,12 @@ class Judges(nn.Module):
         return self.state_trunk[1:](state) * self.std + self.mean, F.normalize(face, dim=1), seen
 
     @torch.inference_mode()
-    def over_clips(self, states: Tensor, length: int = 16) -> Tensor:
-        """Judged states (N, 17) -> (N // length, 112): what the two networks that look along time
-        see in each clip of so many frames, for distances between sets of clips."""
+    def over_clips(self, states: Tensor) -> Tensor:
+        """Judged states (N, 17) -> (N // 16, 112): what the two networks that look along time see
+        in each clip of 16 frames, for distances between sets of clips."""
         x = self.normalised(states).T[None]
         seen = [self.event_net[:-1](x[:, :len(STATE)]), self.lip_net[:-1](x[:, :MOUTH])]
-        return F.avg_pool1d(torch.cat(seen, 1), length)[0].T if x.shape[2] >= length else (
+        return F.avg_pool1d(torch.cat(seen, 1), 16)[0].T if x.shape[2] >= 16 else (
             x.new_empty(0, sum(part.shape[1] for part in seen)))
 
     @torch.inference_mode()
@@ -159,7 +159,7 @@ class Judges(nn.Module):
         return self.event_net(x)[0].softmax(0).T
 
     def vocalisation(self, states: Tensor) -> str:
-        """"speech" or one of KINDS: what most of the clip's judged frames show, silence aside."""
+        """"speech" or one of KINDS: the most probable over all frames, silence aside."""
         return EVENTS[1 + self.events(states)[:, 1:].sum(0).argmax()]
 
     @torch.inference_mode()
@@ -226,10 +226,10 @@ def are_drawn(weights: Path, pictures: Tensor) -> bool:
 
 
 @torch.inference_mode()
-def lip_limits(judges: Judges, size: int, clips: int = 16) -> dict[str, float]:
+def lip_limits(judges: Judges, size: int) -> dict[str, float]:
     """Where the judged jaw counts as closed, and as open: as in 95 % of the frames of m, b, p and
-    of open vowels of clips of the test split, drawn `size` pixels wide."""
-    made = [make_clip(TEST + i, "test", 4.0, "speech") for i in range(clips)]
+    of open vowels of 16 clips of the test split, drawn `size` pixels wide."""
+    made = [make_clip(TEST + i, "test", 4.0, "speech") for i in range(16)]
     jaw = JUDGED.index("jaw")
     jaws = torch.cat([judges.states(frames(c, np.arange(len(c.state)), size))[:, jaw]
                       for c in made])

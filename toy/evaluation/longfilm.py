@@ -29,7 +29,7 @@ FIRST, LAST = slice(0, 10 * FPS), slice(-10 * FPS, None)
 PLOTTED = slice(20 * FPS, 40 * FPS)
 JAW = JUDGED.index("jaw")
 NOTE = f"""\
-Films of {SECONDS} s: every column against the first 10 s *generated*. Distance: of the judge's
+Films of {SECONDS} s: every column over the *generated* first 10 s. Distance: of the judge's
   embedding from the drawn person's mean. Sharpness: mean absolute Laplacian, over the true
   frames'. Control: another's film; for sharpness the average of the true frames; at keyframes
   every other segment from the true film. Change: mean absolute difference of the frames before and

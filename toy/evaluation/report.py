@@ -43,7 +43,8 @@ def show(figure: dict | None, unit: str) -> str:
         digits = 1 if unit in ("dB", "s") else 2
         value, low, high = (round(x, digits) + 0.0 for x in (value, low, high))      # no -0.00
         text, bounds = f"{value:.{digits}f}", f"{low:.{digits}f} to {high:.{digits}f}"
-    return f"{text} ({bounds})" if figure["n"] > 1 else text
+    # (Of one clip, and of some that are all alike, nothing could be resampled.)
+    return f"{text} ({bounds})" if figure["low"] < figure["high"] else text
 
 
 def table(rows: list[dict]) -> str:
@@ -60,7 +61,7 @@ def describe(rows: list[dict], facts: list[str]) -> str:
     """The table and what it means; `facts` are lines to add."""
     lines = [
         ("n: clips. In brackets: 95 % intervals, bootstrap over clips, of fewer than ten the "
-         "jackknife; Wilson's for a yes or no each."),
+         "jackknife; Wilson's where a clip is yes or no."),
         "Mouth: r or ratio of each clip, then the mean; lips and vowels: share of all frames.",
         "Valence, arousal, often constant for seconds: over the frames of all clips.", *facts]
     return f"""\

@@ -1,4 +1,4 @@
-"""Statistics that only the toy world's table needs; curves are (N,). The others are in
+"""Statistics that only films of the toy world need; curves are (N,). The others are in
 tools/stats.py.
 """
 
@@ -11,9 +11,9 @@ OPEN = .4                 # opening of eyes whose colour is looked at
 SMEARED = .8              # of the sharpness of the keyframes around, below which a frame is smeared
 
 
-def blinks(opening: np.ndarray, limit: float = BLINK) -> list[int]:
-    """The lengths, in frames, of all runs of frames whose eyes (N,) are open less than `limit`."""
-    shut = np.concatenate([[False], opening < limit, [False]])
+def blinks(opening: np.ndarray) -> list[int]:
+    """The lengths, in frames, of all runs of frames whose eyes (N,) are open less than BLINK."""
+    shut = np.concatenate([[False], opening < BLINK, [False]])
     begin, end = np.flatnonzero(shut[1:] != shut[:-1]).reshape(-1, 2).T
     return (end - begin).tolist()
 
