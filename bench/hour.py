@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from keyface import KeyFace
     from toy.evaluation.films import face_of
-    from toy.evaluation.judges import JUDGED, Judges, to_tensor
+    from toy.evaluation.judges import JAW, Judges, to_tensor
     from toy.world import COLUMN, make_clip
 
     model, judges = KeyFace.load(args.weights), Judges.load(args.weights / "judges.safetensors")
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     for start in starts:
         film = model.animate(face_of(clips[0], model.size, 0), wave, emotion, start=start)
         frames = np.stack(list(islice(film, MINUTE)))                             # (1500, H, W, 3)
-        jaws.append(judges.states(to_tensor(frames))[:, JUDGED.index("jaw")].numpy())
+        jaws.append(judges.states(to_tensor(frames))[:, JAW].numpy())
     rows = in_step(jaws, [clips[i].state[:, COLUMN["jaw"]] for i in (0, -1)])
     print("minute   jaw and its truth   and the other minute's   lag of the best fit (frames)")
     for name, (own, other, lag) in zip(("first", "last"), rows):

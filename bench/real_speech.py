@@ -119,8 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         cli.check_output(film, (".mp4",), "--out")
 
     from keyface import KeyFace  # only now: torch takes seconds to load, mistakes are told at once
-    from toy.evaluation.__main__ import JAW
-    from toy.evaluation.judges import Judges, to_tensor
+    from toy.evaluation.judges import JAW, Judges, to_tensor
 
     model, judges = KeyFace.load(args.weights), Judges.load(args.weights / "judges.safetensors")
     jaws = []

@@ -28,7 +28,7 @@ from tools.cli import WEIGHTS, number
 from tools.media import FPS, film_side, write_video
 from tools.stats import bootstrap, correlation, counted, share
 from toy.evaluation.films import face_of, loaded, made, make_truth, workers
-from toy.evaluation.judges import JUDGED, Judges, lip_limits, to_tensor
+from toy.evaluation.judges import JAW, Judges, lip_limits, to_tensor
 from toy.evaluation.stats import OPEN
 from toy.voices import VISEME_CLASSES
 from toy.world import Clip, make_clip
@@ -36,7 +36,7 @@ from toy.world import Clip, make_clip
 SEEDS, SECONDS, LONG = 76_000_000, 4, 12
 STEPS = (10, 6, 4, 3)
 SETTINGS = ("steps", "id_guidance", "audio_guidance", "autoguidance")
-JAW, SHUT = JUDGED.index("jaw"), VISEME_CLASSES.index("m b p")
+SHUT = VISEME_CLASSES.index("m b p")
 
 
 def guidances(config: Config) -> dict[str, tuple[float, float, float]]:

@@ -18,7 +18,7 @@ from evaluation.lipreader import LipReader
 from tools.cli import InputError, warn
 from tools.media import FPS, loudness, video_blocks, video_shape
 from tools.released import read
-from toy.evaluation.judges import JUDGED, Judges, to_tensor
+from toy.evaluation.judges import JAW, JUDGED, Judges, to_tensor
 
 BLOCK = 20                # frames that are in memory at a time
 READ = 500                # frames that the lip reader sees at a time: its attention grows with n^2
@@ -93,7 +93,7 @@ def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Callab
     if judges:
         end = len(JUDGED) + 2
         states, likeness = np.array(kept(slice(1, end - 1))), np.array(kept(end - 1))
-        opening = states[:, JUDGED.index("jaw")]
+        opening = states[:, JAW]
     points = mouths.landmarks(path, side) if landmarked or not judges else None
     if points is not None:
         if not len(sharp) <= len(points) <= len(sharp) + 2:

@@ -46,8 +46,7 @@ from tools.cli import (
 from tools.prepare import DRAWN_CLIPS
 from tools.stats import correlation
 from toy.evaluation.films import face_of, loaded, make_film
-from toy.evaluation.judges import JUDGED, Judges, to_tensor
-from toy.faces import STATE
+from toy.evaluation.judges import JAW, Judges, to_tensor
 from toy.world import make_clip
 
 VALIDATION = 75_000_000  # first seed of the clips of --until-jaw
@@ -215,7 +214,7 @@ def jaw(weights: Path, clips: int = 20) -> float:
     for clip in (make_clip(VALIDATION + i, "train", 4, "speech") for i in range(clips)):
         video, _ = make_film(weights, face_of(clip, model.size, 0), clip.wave, clip.emotion, 0)
         states = judges.states(to_tensor(video)).numpy()
-        found.append(correlation(states[:, JUDGED.index("jaw")], clip.state[:, STATE.index("jaw")]))
+        found.append(correlation(states[:, JAW], clip.state[:, JAW]))
     return float(np.mean(found))
 
 

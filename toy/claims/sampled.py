@@ -54,7 +54,7 @@ from toy.claims.measure import (
 from toy.claims.trained import FOR_LONG, LONG_STEPS
 from toy.claims.variants import films_of, train
 from toy.evaluation.films import face_of, loaded, made
-from toy.evaluation.judges import JUDGED
+from toy.evaluation.judges import JAW, JUDGED
 from toy.evaluation.stats import moments, pooled_correlation
 from toy.world import Clip, frames, make_clip, to_bytes
 
@@ -280,7 +280,7 @@ def emotional_film(weights: Path, seed: int) -> dict:
     states = look(judges_of(weights / "judges.safetensors"), keep(film, wanted, kept)).states
     jaw, *judged = (states[:, JUDGED.index(name)] for name in ("jaw", "valence", "arousal"))
     return {"judged": np.stack(judged, 1).round(3).tolist(), "strip": to_text(list(kept.values())),
-            "jaw": correlation(jaw, clip.state[:, JUDGED.index("jaw")])}
+            "jaw": correlation(jaw, clip.state[:, JAW])}
 
 
 def measure_emotions(kept: Kept) -> None:

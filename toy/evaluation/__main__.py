@@ -31,7 +31,7 @@ from tools.media import FPS
 from tools.stats import best_lag, bootstrap, correlation, counted, wilson
 from toy.evaluation import longfilm
 from toy.evaluation.films import face_of, loaded, made, make_film, make_truth, workers
-from toy.evaluation.judges import EYE_OPEN, JUDGED, Judges, lip_limits, to_tensor
+from toy.evaluation.judges import EYE_OPEN, JAW, JUDGED, Judges, lip_limits, to_tensor
 from toy.evaluation.report import describe, row, write_jaws, write_sheet
 from toy.evaluation.stats import (
     BLINK,
@@ -49,8 +49,8 @@ from toy.world import KINDS, Clip, frames, make_clip, to_bytes
 
 SPEECH_SEEDS, OTHER_SEEDS, GALLERY = 70_000_000, 71_000_000, 100
 SHOWN = 4                                                  # clips on the sheet and in the plot
-JAW, WIDTH, ROUNDING, VALENCE, AROUSAL = (
-    JUDGED.index(name) for name in ("jaw", "width", "rounding", "valence", "arousal"))
+WIDTH, ROUNDING, VALENCE, AROUSAL = (
+    JUDGED.index(name) for name in ("width", "rounding", "valence", "arousal"))
 
 
 # ---- What the judges see -------------------------------------------------------------------------

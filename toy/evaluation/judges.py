@@ -49,7 +49,7 @@ from vae import VAE, VAEConfig, brightness_error
 JUDGED = (*STATE, "valence", "arousal")
 SIZE = 64                     # side of the pictures that the judges look at, but for eyes
 EYE, EYE_SIZE = 32, 128       # side of an eye's crop, and of the picture that it is a part of
-EYE_OPEN = STATE.index("eye_open")
+JAW, EYE_OPEN = STATE.index("jaw"), STATE.index("eye_open")  # in states and in JUDGED
 IRIS_SEEN = .3                # of an eye's opening, from where the colour of its iris is to be told
 MOUTH = 6                     # the first columns of JUDGED, which the lip reader sees
 TRAIN, TEST = 50_000_000, 60_000_000      # first seeds of their clips, in either split
@@ -230,8 +230,7 @@ def lip_limits(judges: Judges, size: int) -> dict[str, float]:
     """Where the judged jaw counts as closed, and as open: as in 95 % of the frames of m, b, p and
     of open vowels of 16 clips of the test split, drawn `size` pixels wide."""
     made = [make_clip(TEST + i, "test", 4.0, "speech") for i in range(16)]
-    jaw = JUDGED.index("jaw")
-    jaws = torch.cat([judges.states(frames(c, np.arange(len(c.state)), size))[:, jaw]
+    jaws = torch.cat([judges.states(frames(c, np.arange(len(c.state)), size))[:, JAW]
                       for c in made])
     visemes = np.array(VISEME_CLASSES)[np.concatenate([c.viseme for c in made])]
     return {"closed below": jaws[visemes == "m b p"].quantile(.95).item(),

@@ -19,7 +19,7 @@ from keyface import Plan
 from tools.media import FPS
 from tools.stats import correlation
 from toy.evaluation.films import face_of, loaded, made, make_film, make_truth
-from toy.evaluation.judges import EYE_OPEN, JUDGED, Judges, to_tensor
+from toy.evaluation.judges import EYE_OPEN, JAW, Judges, to_tensor
 from toy.evaluation.report import row, write_flicker
 from toy.evaluation.stats import AROUND, change
 from toy.world import Clip, make_clip
@@ -27,7 +27,6 @@ from toy.world import Clip, make_clip
 SEEDS, SECONDS = 72_000_000, 60
 FIRST, LAST = slice(0, 10 * FPS), slice(-10 * FPS, None)
 PLOTTED = slice(20 * FPS, 40 * FPS)
-JAW = JUDGED.index("jaw")
 NOTE = f"""\
 Films of {SECONDS} s: every column over the *generated* first 10 s. Distance: of the judge's
   embedding from the drawn person's mean. Sharpness: mean absolute Laplacian, over the true
