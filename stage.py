@@ -146,7 +146,7 @@ class Conditions(NamedTuple):
 
     def part(self, s: slice) -> "Conditions":
         """The conditions of some of the segments, which have no emotion."""
-        return Conditions(self.concat[s], self.context[s], None)
+        return self._replace(concat=self.concat[s], context=self.context[s])
 
     def keep(self, identity: Tensor, audio: Tensor) -> "Conditions":
         """Drops the identity (or both ends) and the audio where these (B,) are 0, and keeps them
@@ -291,7 +291,7 @@ def guided_keyframes(denoise: Callable, known: Conditions, id_guidance: float,
     one batch, or (not `batched`) one after the other, in less memory."""
     # What has no weight is not computed: with both guidance weights 1 only the third is.
     weights = diffusion.keyframe_weights(id_guidance, audio_guidance)
-    parts = [part for part, weight in zip(guidance_parts(known), weights) if weight]
+    parts = [part for part, weight in zip(guidance_parts(known), weights, strict=True) if weight]
     weights, k = [weight for weight in weights if weight], len(parts)
     stacked = Conditions.stack(parts)
 

@@ -31,7 +31,7 @@ from data import Windows
 from stage import Config, Draws, Stage
 from tools import cli, describe, pretrained, released, scaling
 from tools.checkpoint import load_config
-from tools.cli import InputError
+from tools.cli import WEIGHTS, InputError
 from unet import UNetConfig
 from vae import VAE, VAEConfig
 
@@ -49,7 +49,9 @@ def test_sizes_by_name():
     for stage in (full.keyframe, full.interp):
         stage.checkpoint_activations = False
     assert full == replace(Config(), dummy_first=False)  # which no training here shows a model
-    assert scaling.named_config("tiny") == Config.tiny()
+    shipped = load_config(Config, WEIGHTS)
+    shipped.vae.latent_mean = shipped.vae.latent_std = Config.tiny(128).vae.latent_mean
+    assert scaling.named_config("tiny") == Config.tiny(128) == shipped
 
 
 @pytest.mark.parametrize("content, reason", [

@@ -95,8 +95,8 @@ def _check_same(names: list[str], source: Path, out: Path) -> None:
 
 
 def _find_frozen(folder: Path) -> tuple[Path, Config]:
-    """A weights folder that has all frozen parts, and its config; one without config.json (the toy
-    trainings write parts alone) is tiny. Raises InputError where parts are missing."""
+    """A weights folder that has all frozen parts, and its config; one without config.json is
+    tiny. Raises InputError where parts are missing."""
     whole = (folder / "config.json").exists()
     config = checkpoint.load_config(Config, folder) if whole else Config.tiny()
     lacking = [f"{name}.safetensors" for name in config.frozen()

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 
 from tools.cli import COMMENT, InputError, replacing, scratch, warn
 
-FPS = 25
+FPS = 25                    # as fixed as 640: audio.py counts two features of 20 ms a frame
 SAMPLE_RATE = 16000
 FRAME_SAMPLES = SAMPLE_RATE // FPS
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stage import Config, Stage
 from tools.checkpoint import fitting, from_dict, load_config, overlaid, read_json
-from tools.cli import HERE, InputError, number
+from tools.cli import HERE, WEIGHTS, InputError, number
 from tools.muon import Muon
 from vae import VAE
 
@@ -33,7 +33,7 @@ NAMED = ("tiny", "small", "full")
 def add_options(add: Callable) -> None:
     """The options of a training that are about sizes and memory, by `add_argument`."""
     add("--config", type=named_config, metavar="tiny|small|full|FILE.json",
-        help="sizes of a new model (default: those of --init, of --out, or tiny)")
+        help="sizes of a new model (default: those of --init, of --out, or of weights/tiny)")
     add("--without", choices=("wavlm", "beats"),
         help="leave this audio encoder out, of both stages, in training as in sampling")
     add("--describe", action="store_true",
@@ -58,7 +58,7 @@ def named_config(name: str) -> Config:
     """The config of `--config`: tiny, small, full, or FILE.json, which holds what is not as in
     `Config()`, at any depth. Raises InputError where it is unknown or no model has these sizes."""
     if name == "tiny":
-        return Config.tiny()
+        return Config.tiny(128)
     path = HERE / "configs" / f"{name}.json" if name in NAMED else Path(name)
     if not path.is_file():
         raise InputError(f'--config: "{name}" is none of {", ".join(NAMED)}, nor a JSON file')
@@ -73,13 +73,13 @@ def named_config(name: str) -> Config:
 
 def chosen(args: argparse.Namespace) -> Config:
     """The config that the options name, before any part is there: `--config`, else that of --init
-    or of --out, else tiny."""
+    or of --out, else that of weights/tiny, whose frozen parts are then taken."""
     if str(args.init) in PUBLISHED:
         return finetuned(args.config or named_config("full"))
     for folder in (args.init, args.out):
         if not args.config and folder and (folder / "config.json").exists():
             return load_config(Config, folder)
-    return args.config or Config.tiny()
+    return args.config or load_config(Config, WEIGHTS)
 
 
 def settled(found: Config, source: Path, args: argparse.Namespace) -> Config:
@@ -163,8 +163,8 @@ ENDS = ("audio_proj", "learned_mask", "input_blocks.0.", "time_embed.0", "label_
 
 
 def optimizer(stage: Stage, lr: float) -> torch.optim.Optimizer:
-    """Muon, which from nothing takes fewer steps; AdamW, as in the paper, to go on from SVD's
-    network, which AdamW trained."""
+    """Muon, which from nothing takes fewer steps (who wants AdamW returns it here: rates are meant
+    to fit both); AdamW, as in the paper, to go on from SVD's network, which AdamW trained."""
     if stage.config.finetune:
         return torch.optim.AdamW(stage.parameters(), lr, betas=(.9, .99), weight_decay=.01,
                                  foreach=True)

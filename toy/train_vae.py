@@ -3,7 +3,7 @@
 Every batch is drawn anew: other people, in states that are independent of each other, so that the
 latents hold a shut eye or a rounded mouth whatever the rest of the face does. Writes
 `vae.safetensors` (fp16; in its header the config with the latents' mean and standard deviation,
-and the error beyond which a picture is not familiar) and beside it `vae.state` for --resume.
+and the error beyond which a picture is not familiar), config.json, and `vae.state` for --resume.
 Several processes share each batch: `torchrun --nproc_per_node 2 -m toy.train_vae`.
 
 `--data DIR` takes frames of the videos in a folder in place of drawings, for those who have no
@@ -164,7 +164,8 @@ class FilmedFaces:
         kept: dict[bool, list[np.ndarray]] = {True: [], False: []}
         for i in range(len(videos)):
             try:
-                kept[videos.held_out(i)] += [piece.pictures[::3] for piece in videos.pieces(i)]
+                kept[videos.held_out(i)] += [piece.pictures[::3].copy()  # the others may go
+                                             for piece in videos.pieces(i)]
             except InputError as error:
                 warn(f"left out: {error}")
         if not kept[True] or not kept[False]:

@@ -85,7 +85,7 @@ the judges see them. *sharpness*: over the true film's after the autoencoder. *l
 the judge's embedding to the person's. *smeared*: share of frames less sharp than {SMEARED} of the
 keyframes around them. *seconds*: of a core, for one of film. *NSV*: share of vocalisations that are
 recognised. *Ceiling*: the true film after the autoencoder. *Strangers*: the film of another clip,
-which knows nothing.
+which knows nothing. Weights are named by a hash of their folder.
 
 {markdown(head, rows)}{figures}"""
 

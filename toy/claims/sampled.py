@@ -124,7 +124,8 @@ def judge_steps(parts: dict) -> tuple[str, str, str]:
     seen = (f"10 steps less 20: LipScore {show(found['LipScore'])}, distance "
             f"{show(found['distance'])}, in {spent['10']} seconds of a core for one of film "
             f"against {spent['20']}")
-    return said, seen + f"; as good as 20: {', '.join(fewer) or 'none'}.", table_of(parts, "steps")
+    seen += f"; shown to be as good as 20: {', '.join(fewer) or 'none'}."
+    return said, seen, table_of(parts, "steps")
 
 
 def draw_steps(path: Path, parts: dict) -> None:
