@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 
 from tools.cli import COMMENT, InputError, replacing, scratch, warn
 
-FPS = 25                    # as fixed as 640: audio.py counts two features of 20 ms a frame
+FPS = 25                    # fixed, as audio.py gives a frame two features of 20 ms each
 SAMPLE_RATE = 16000
 FRAME_SAMPLES = SAMPLE_RATE // FPS
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
@@ -62,7 +62,7 @@ def _command(path: Path, options: list[str]) -> list[str]:
 
 def _check_alive(path: Path, status: int) -> None:
     """Raises OSError where ffmpeg was killed, most likely for want of memory, and InputError where
-    it came to an end by itself."""
+    it broke down by itself."""
     if status == -9:
         raise OSError(f"{path}: ffmpeg was killed while it read this; try again with more free "
                       "memory")

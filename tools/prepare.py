@@ -109,12 +109,12 @@ class Videos:
                  speakers: str | None = None):
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give one of videos")
-        if (folder / "shards").is_dir():
-            raise InputError(f"{folder}: is a cache that was not finished; run the same python "
-                             f"data.py ... --out {folder} again")
         self.folder, self.size, self.square = folder, size, square
         self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS
                             and p.is_file() and not p.name.startswith("."))
+        if not self.paths and (folder / "shards").is_dir():
+            raise InputError(f"{folder}: is a cache that was not finished; run the same python "
+                             f"data.py ... --out {folder} again")
         if len(self.paths) < 2:
             raise InputError(f"{folder}: holds {len(self.paths) or 'no'} videos "
                              f"({', '.join(VIDEOS)}); give two or more, of which one is held out")

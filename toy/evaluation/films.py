@@ -1,7 +1,7 @@
 """The films that the evaluation looks at, and the truth they are compared with.
 
-Each thread of this machine has a process that makes them. Films are uint8
-(N, H, W, 3) at 25 fps.
+Processes of one thread make them, as many as there are cores. Films are uint8 (N, H, W, 3) at 25
+fps.
 """
 
 import time
