@@ -85,7 +85,7 @@ class Measured:
         self.both = [pair for pair in pairs if pair[1]]
         self.rows, self.left, self.curves = [], [], {}
         if odd := sum(len(a.sharpness) != len(b.sharpness) for a, b in self.both):
-            warn(f"{odd} videos are not as long as the truth; mouths are compared where both are")
+            warn(f"{odd} videos are not as long as the truth; mouths are compared where both last")
 
     def row(self, metric: str, better: str, of: Callable[[Seen, Seen | None], float | np.ndarray],
             estimate: Callable = bootstrap, without: str = "no video allows it") -> None:
@@ -133,7 +133,7 @@ class Measured:
 
     def set_distance(self, name: str, features: Callable[[Seen], np.ndarray]) -> np.ndarray:
         """Of all videos to all of the truth, whose moments it returns; of its halves as a floor."""
-        ours, true = ([sum(frechet.moments(features(s)) for s in column[i::8])  # which are large
+        ours, true = ([sum(frechet.moments(features(s)) for s in column[i::8])  # up to 33 MB each
                        for i in range(min(8, len(column)))] for column in zip(*self.both))
         n = [int(sum(x)[-1, -1]) if x else 0 for x in (ours, true, true[::2], true[1::2])]
         if min(n[:2]) < 2:
