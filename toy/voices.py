@@ -3,7 +3,7 @@
 Stands in for the paper's recorded speech. In: text and a voice. Out: 16 kHz mono
 sound (L,) in [-1, 1] and phonemes (start_s, end_s, symbol, stressed); from these a mouth track
 (N, 5) at 25 fps.
-espeak-ng is GPL-licensed and comes with the extra `toy`; nothing outside `toy/` needs it.
+espeak-ng is GPL-licensed and comes with the extra `toy`; only the drawn world needs it.
 """
 
 import _ctypes

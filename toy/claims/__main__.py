@@ -66,8 +66,8 @@ def gallery(out: Path) -> str:
                          f"[{name}.png]({name}.png)"])
             figures += (f"\n## {name}\n\n{claim.says} Reproduced if: {claim.rule} "
                         f"**{found['verdict'].capitalize()}**, with {found['made with']['clips']} "
-                        f"films of each setting by weights {found['made with']['weights']}, with "
-                        f"code {found['version']}.\n\n"
+                        f"films in each row. What the claim does not train is of the weights "
+                        f"{found['made with']['weights']}; the code is {found['version']}.\n\n"
                         f"![{name}]({name}.png)\n\n{found['table']}")
         else:
             rows.append([name, claim.says, "not measured yet", "-", command, "-"])
@@ -77,15 +77,18 @@ def gallery(out: Path) -> str:
 
 Each claim is put to the test in the drawn world, over people, sentences and voices of the test
 split. The verdict follows by a rule that was written down before (`toy/claims/`); in brackets are
-95 % intervals over films. `python -m toy.claims` measures what is missing and writes this page.
+95 % intervals over films. Where an interval, or a pair of seeds, does not lie on one side of the
+limit, *no difference* is *seen*, or, of two things that are said to be alike, it is *undecided*
+whether they are. `python -m toy.claims` measures what is missing and writes this page.
 
 *jaw*, *width*, *rounding*: correlation of the mouth with the true one along time. *LipScore*:
-cosine of the lip reader's features to the true film's. *distance*: Frechet distance of frames, as
-the judges see them. *sharpness*: over the true film's after the autoencoder. *likeness*: cosine of
-the judge's embedding to the person's. *smeared*: share of frames less sharp than {SMEARED} of the
-keyframes around them. *seconds*: of a core, for one of film. *NSV*: share of vocalisations that are
-recognised. *Ceiling*: the true film after the autoencoder. *Strangers*: the film of another clip,
-which knows nothing. Weights are named by a hash of their folder.
+cosine to the true film in the features of the judges' own lip reader, which is not the paper's.
+*distance*: Frechet distance of frames, as the judges see them. *sharpness*: over the true film's
+after the autoencoder. *likeness*: cosine of the judge's embedding to the person's. *smeared*: share
+of frames less sharp than {SMEARED} of the keyframes around them. *seconds*: of a core, for one of
+film. *NSV*: share of vocalisations that are recognised. *Ceiling*: the true film after the
+autoencoder. *Strangers*: the film of another clip, which knows nothing. Weights are named by a hash
+of their folder.
 
 {markdown(head, rows)}{figures}"""
 

@@ -301,7 +301,8 @@ def judge_emotions(parts: dict) -> tuple[str, str, str]:
                                pooled_correlation), len(films)) for k in (0, 1)]
     jaw = figure(bootstrap(counted([film["jaw"] for film in films])), len(films))
     said = (REPRODUCED if share["low"] >= LIMIT else NOT if share["high"] < LIMIT else UNDECIDED)
-    seen = (f"nearest to the emotion asked for, of four: {show(share)} of {len(right)} stretches; "
+    seen = (f"nearest to the emotion asked for, of four: in {right[:, 0].sum():g} of {len(right)} "
+            f"stretches, a share of {show(share)}; "
             f"r over time: valence {show(follow[0])}, arousal {show(follow[1])}; meanwhile the "
             f"jaw's r is {show(jaw)}.")
     rows = [[name, f"{v:g}, {a:g}", *(f"{x:.2f}" for x in held[:, i].mean(0)),
