@@ -1,5 +1,6 @@
 """The claims' verdicts on made-up figures, where the truth is known, and what the command keeps."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -369,6 +370,19 @@ def test_the_gallery_is_made_of_what_is_kept(tmp_path, weights, capsys):
     others = [name for name in command.CLAIMS if name != "steps"]
     assert all("not measured yet" in rows[f"| {name}"] for name in others)
     assert "**Reproduced**, with 7 films" in text and "![steps](steps.png)" in text
+
+
+def test_a_claim_that_is_only_judged_again_is_of_the_same_code(tmp_path, weights, monkeypatch):
+    def finished(code: str, *measured: str) -> str:
+        monkeypatch.setattr(measuring, "code_version", lambda: code)
+        kept = Kept(tmp_path / "steps.json", weights, 7)
+        for part in measured:
+            kept.part(part, lambda: 1)
+        kept.finish(verdict=REPRODUCED)
+        return json.loads(kept.path.read_text())["version"]
+
+    assert [finished("old", "2"), finished("new", "2"), finished("newest", "2", "3")] == [
+        "old", "old", "newest"]
 
 
 def test_a_claim_that_nobody_made(tmp_path, capsys):

@@ -272,10 +272,10 @@ def main(argv: list[str] | None = None) -> None:
         if entry and entry["steps"] != steps(phase, args.hours):
             raise InputError(f"--hours: {phase.name} in {args.out} is of another number of hours; "
                              "give that again, or another --out")
-    for phase in PHASES:
-        if signals or not (record.get(phase.name, {}).get("done")
-                           or work(phase, args, record, signals)):
-            return
+    done = all(not signals and (record.get(phase.name, {}).get("done")
+                                or work(phase, args, record, signals)) for phase in PHASES)
+    if signals or not done:
+        return
     if args.until_jaw is not None:
         forget_signals()
         seconds = 3600 * sum(entry["hours"] for entry in record.values())

@@ -67,6 +67,7 @@ class Kept:
         self.path, self.weights, self.clips = path, weights, clips
         self.made_with = {"weights": fingerprint(weights), "clips": clips}
         self.parts, self.finished = {}, False
+        self.version = ""                                  # of the code that measured all parts
         for each in (self.unfinished, path):
             found = read_json(each) if each.exists() else {}
             made_with = found.get("made with", {})
@@ -77,6 +78,7 @@ class Kept:
             if made_with == self.made_with:
                 self.parts = found["parts"] | self.parts
                 self.finished = each == path
+                self.version = found.get("version", "") * (not self.unfinished.exists())
 
     @property
     def unfinished(self) -> Path:
@@ -85,7 +87,7 @@ class Kept:
     def part(self, name: str, of: Callable[[], object]) -> object:
         """What `of` returns, in JSON's types; it is called only where it has not been before."""
         if name not in self.parts:
-            self.parts[name] = of()
+            self.parts[name], self.version = of(), ""
             save_text(self.unfinished, json.dumps({"made with": self.made_with,
                                                    "parts": self.parts}))
         return self.parts[name]
@@ -100,8 +102,9 @@ class Kept:
         self.part(key, lambda: fingerprint(folder))
 
     def finish(self, **result: object) -> None:
-        save_text(self.path, json.dumps({"made with": self.made_with, "version": code_version(),
-                                         **result, "parts": self.parts}))
+        version = self.version or code_version()
+        save_text(self.path, json.dumps({"made with": self.made_with, "version": version, **result,
+                                         "parts": self.parts}))
         self.unfinished.unlink(missing_ok=True)
 
 

@@ -147,8 +147,8 @@ def judge_variants(ablation: Ablation, parts: dict) -> tuple[str, str, str]:
         ours, theirs = ([capped(part) for part in ablation.of_seeds(parts, label)]
                         for label in (best, other))
         # A mouth at rest has a better LipScore than a stranger's, but follows nothing with its jaw.
-        deaf = any(compare(ours, [parts["strangers"]], heard)["low"] <= 0
-                   for heard in ("jaw", "LipScore"))
+        above = [compare(ours, [parts["strangers"]], heard) for heard in ("jaw", "LipScore")]
+        deaf = any(min(each["low"], *each["each"]) <= 0 for each in above)
         found = compare(ours, theirs, name)
         said = UNDECIDED if deaf else verdict(found, BETTER[name], ablation.margin)
         pairs = ", ".join(f"{each:.3g}" for each in found["each"])
