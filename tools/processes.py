@@ -6,6 +6,7 @@ or one of its processes has told of an error.
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -69,6 +70,8 @@ class Processes:
         spatial half learns, those of the temporal half."""
         if self.count == 1:
             return stage
+        # Said once of convolutions whose weights are channels-last, and of no consequence here.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return DistributedDataParallel(stage, find_unused_parameters=some_unused)
 
     def leave(self) -> None:
@@ -83,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # Else DDP warns of `some_unused` in each phase in which, after all, none is unused.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         run.main(argv)
     except SignalException as error:
