@@ -77,9 +77,9 @@ def gallery(out: Path) -> str:
 
 Each claim is put to the test in the drawn world, over people, sentences and voices of the test
 split. The verdict follows by a rule that was written down before (`toy/claims/`); in brackets are
-95 % intervals over films. Where an interval, or a pair of seeds, does not lie on one side of the
-limit, *no difference* is *seen*, or, of two things that are said to be alike, it is *undecided*
-whether they are. `python -m toy.claims` measures what is missing and writes this page.
+95 % intervals over films. *No difference seen*: the interval, or a pair of seeds, does not lie on
+one side of the limit. *Undecided*: the same, of two things that are said to be alike.
+`python -m toy.claims` measures what is missing and writes this page.
 
 *jaw*, *width*, *rounding*: correlation of the mouth with the true one along time. *LipScore*:
 cosine to the true film in the features of the judges' own lip reader, which is not the paper's.

@@ -78,7 +78,8 @@ class Kept:
             if made_with == self.made_with:
                 self.parts = found["parts"] | self.parts
                 self.finished = each == path
-                self.version = found.get("version", "") * (not self.unfinished.exists())
+                if not self.unfinished.exists():
+                    self.version = found.get("version", "")
 
     @property
     def unfinished(self) -> Path:
