@@ -52,6 +52,13 @@ def test_bootstrap_of_a_mean_has_its_standard_error(rng):
     assert high == pytest.approx(value + 1.96 * error, abs=0.1 * error)
 
 
+def test_bootstrap_of_few_holds_the_truth_in_95_of_100(rng):
+    """Means of 12 normal numbers around 1: quantiles of .025 would hold it in 91."""
+    found = [stats.bootstrap(stats.counted(rng.normal(1, 1, 12)), resamples=500)
+             for _ in range(1500)]
+    assert np.mean([low <= 1 <= high for _, low, high in found]) == pytest.approx(0.945, abs=0.015)
+
+
 def test_bootstrap_of_a_correlation_follows_fishers_z(rng):
     x, noise = rng.normal(size=(2, 300, 1))          # each clip one frame: all are independent
     sums = np.stack([moments(a, b) for a, b in zip(x, 0.8 * x + 0.6 * noise)])

@@ -22,13 +22,13 @@ from tools.figures import keep, save_figure
 from tools.media import FPS, frame_count
 from tools.stats import (
     FEW,
-    STUDENT,
     bootstrap,
     correlation,
     counted,
     figure,
     show,
     slope,
+    student,
     wilson,
 )
 from toy.claims.measure import (
@@ -252,8 +252,7 @@ def band(axes: Axes, x: np.ndarray, curves: np.ndarray, **style: object) -> None
         axes.plot(x, curves[0], lw=0.8, **style)
         axes.plot(x, curves[1:].T, lw=0.8, color=style["color"])
         return
-    mean, student = curves.mean(0), STUDENT[n - 2] if n < FEW else 1.96
-    reach = student * curves.std(0, ddof=1) / np.sqrt(n)
+    mean, reach = curves.mean(0), student(n - 1) * curves.std(0, ddof=1) / np.sqrt(n)
     axes.plot(x, mean, lw=1.3, **style)
     axes.fill_between(x, mean - reach, mean + reach, color=style["color"], alpha=0.2, lw=0)
 
