@@ -249,7 +249,7 @@ class BEATs(nn.Module):
         return self.encoder(self.post_extract_proj(x))
 
 
-# ---- WavLM and wav2vec2; another one has a branch here and gives 50 features a second, too ----
+# ---- WavLM and wav2vec2, both with 50 features a second ----
 def build_speech(config: AudioConfig) -> nn.Module:
     """The model of `transformers` of the configured kind and size."""
     # Imported here, because it takes seconds, and mistakes are to be told first.

@@ -85,7 +85,7 @@ class Clip(NamedTuple):
     firsts: Sequence[int]  # first frames of windows whose frames are all there
 
 
-@lru_cache(8)
+@lru_cache(32)
 def _order(seed: int, kind: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, kind, epoch]).permutation(count)
 
@@ -132,7 +132,6 @@ class Clips:
         self.kinds = [[clip for clip in clips if clip.kind == kind
                        for _ in range(1 + (len(clip.firsts) - 1) // self.span)]
                       for kind in sorted({clip.kind for clip in clips})]
-        self.count = len(clips)
 
     def _clip(self, cache: Path, entry: dict) -> Clip:
         times, chained = entry["times"], int(self.stage.chained)  # needs the frame before, too
@@ -147,10 +146,10 @@ class Clips:
     def _choose(self, number: int) -> Clip:
         """The clip that comes at place `number` of the endless order: the kinds take turns, and
         of a kind all have come, each as often as it stands there, before any comes again."""
-        turn, kind = divmod(number, len(self.kinds))
-        clips = self.kinds[kind]
-        epoch, place = divmod(turn, len(clips))
-        return clips[_order(self.seed, kind, epoch, len(clips))[place]]
+        turn, place = divmod(number, k := len(self.kinds))
+        kind = _order(self.seed, k, turn, k)[place]  # else a row of a batch might always see one
+        epoch, place = divmod(turn, n := len(self.kinds[kind]))
+        return self.kinds[kind][_order(self.seed, kind, epoch, n)[place]]
 
     def batch(self, size: int, step: int, rows: slice = slice(None)) -> Windows:
         """These rows of batch number `step`, which has `size` windows."""
@@ -224,10 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", type=Path, required=True, metavar="CACHE", help="folder to write into")
     add("--init", type=Path, default=WEIGHTS, metavar="DIR",
         help="weights folder with the frozen networks (default: the shipped one)")
-    add("--crop", type=cli.crop, metavar="X,Y,SIDE",
-        help="the square of all videos to use, in their pixels (default: the middle)")
-    add("--speakers", metavar="PATTERN", help="regular expression that finds the speaker in a "
-        "video's name: nobody is both learned from and held out")
+    prepare.add_video_options(parser)
     add("--clips", type=number(int, 1, 10**7), default=prepare.DRAWN_CLIPS,
         help="clips of the drawn world")
     add("--workers", type=number(int, 1, 1000), help="processes that work at a time (default: as "
@@ -245,10 +241,6 @@ def main(argv: list[str] | None = None) -> None:
         clips = [clip for clip in manifest["clips"] if clip["split"] == split]
         minutes = sum(clip["frames"] for clip in clips) / FPS / 60
         print(f"{args.out}: {len(clips)} {split} clips, {minutes:.1f} minutes")
-    left_out = list(manifest["left_out"].values())
-    if left_out:
-        print(f"{args.out}: {len(left_out)} of {len(source)} videos left out, as in "
-              f"{left_out[0]}; all are listed in manifest.json")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def _emotion_points(emotion: str) -> tuple[list[tuple[float, float, float]], str
     """The points (seconds, valence, arousal) that a user wrote, and what messages name."""
     if emotion.lower().endswith(".csv"):
         try:
-            if Path(emotion).is_fifo():  # which would be waited for
+            if Path(emotion).is_fifo():  # a named pipe: reading it could wait for ever
                 raise OSError(0, "not a file")
             rows = list(csv.reader(Path(emotion).read_text(encoding="utf-8-sig").splitlines()))
         except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -47,7 +47,7 @@ class StageConfig:
     # Of keyframes alone. Tiny uses 0.1: lambda(sigma) amplifies the VAE's own error as sigma goes
     # to 0.
     pixel_weight: float = 1.0
-    pixel_share: float = 1.0  # of a batch's windows, those with the pixel loss; less is ours
+    pixel_share: float = 1.0  # share of a batch's windows that get the pixel loss; < 1 is ours
     drop_identity: float = 0.1
     drop_audio: float = 0.2
     without: str = ""  # an ablation: the speech ("wavlm") or BEATs features ("beats") are zeros
@@ -75,7 +75,7 @@ class Config:
     # Audio encoder of the interpolation stage; None: the keyframes'.
     interp_audio: AudioConfig | None = field(default_factory=lambda: AudioConfig.full("wav2vec2"))
     size: int = 512  # side of the image in pixels
-    dummy_first: bool = True  # released: a window's first element is thrown away, see `Plan`
+    dummy_first: bool = True  # released: a window's first element is thrown away (`keyface.Plan`)
     average_shared: bool = False  # True, as in the paper: shared frames are averaged at each step
     steps: int = 10
     id_guidance: float = 2.0
@@ -93,7 +93,9 @@ class Config:
                 "out_channels": a.unet.out_channels == b.unet.out_channels == c,
                 "emotion_dim": a.unet.emotion_dim % 4 == b.unet.emotion_dim == 0,
                 "audio_dim": a.audio_dim == b.audio_dim == self.audio.width == w.width,
-                "without": {a.without, b.without} <= {"", "wavlm", "beats"},
+                "without": {a.without, b.without} <= {"", "wavlm", "beats"} and (
+                    a.without == b.without == "" or 2 * w.beats.encoder_embed_dim == w.width),
+                "beats": w.beats == self.audio.beats,  # one BEATs serves both stages
                 "frames": b.frames == a.spacing + 1 and a.frames > 1,  # from keyframe to keyframe
                 "num_head_channels": not any(s.unet.model_channels % s.unet.num_head_channels
                                              for s in (a, b)),

@@ -55,12 +55,11 @@ def main(argv: list[str] | None = None) -> None:
     # The model: interpolation weights of --init, else keyframe weights of --init or of --out.
     model = begin.open_weights(args, processes)
     stage = model.interp
-    folders = [folder for folder in (args.init, args.out) if folder]
-    keyframes = [folder / "keyframe.safetensors" for folder in folders
-                 if (folder / "keyframe.safetensors").exists()]
+    keyframes = [path for folder in (args.init, args.out) if folder
+                 and (path := folder / "keyframe.safetensors").exists()]
     if args.init and (args.init / "interp.safetensors").exists():
         load_part(args.init / "interp.safetensors", stage)
-    elif keyframes:
+    elif keyframes and not args.resume:
         load_part(keyframes[0], model.keyframe)
         init_from_keyframes(stage, model.keyframe)
     elif not args.resume:
@@ -70,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     # that --init brought along. (Where it brought none, an early copy has to do, and guides less.)
     early_due = not (args.init and (args.init / "interp_bad.safetensors").exists())
 
-    # The data: windows of 14 consecutive frames, of which the first and the last are known.
+    # The data: segments of 14 consecutive frames, of which the first and the last are known.
     clips, held_out = training.open_data(args, model, stage, processes)
 
     stage.to(processes.device).train()

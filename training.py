@@ -42,9 +42,6 @@ def open_data(args: argparse.Namespace, model: KeyFace, stage: Stage,
         cache = open_cache(args.data, args.out, args.clips, args.out)
         clips, held_out = (Clips(cache, split, stage.config, model.vae.scale, args.out, seed)
                            for split, seed in (("train", args.seed), ("test", 0)))
-        if clips.count < processes.count:
-            raise InputError(f"{cache}: {clips.count} clips are too few for {processes.count} "
-                             "processes; give more videos, or start fewer processes")
         return clips, held_out.batch(HELD_OUT, 0)
 
     found = read() if processes.rank == 0 else None

@@ -124,7 +124,7 @@ class ResBlock(nn.Module):
         return y.add_(self.nin_shortcut(x))
 
     def mix_time(self, x: Tensor, frames: int) -> Tensor:
-        """The temporal half, on the spatial half's result; apart from it, to free its input."""
+        """The temporal half. A separate call, so that the spatial half's input is freed first."""
         if not self.temporal:
             return x
         # s * temporal + (1 - s) * spatial; in the diffusion network it is the other way round.

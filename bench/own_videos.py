@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from keyface import KeyFace
 from tools.cli import InputError, Parser, pick_device, run
-from tools.media import FRAME_SAMPLES, read_audio, read_video
+from tools.media import FRAME_SAMPLES, read_audio
+from tools.prepare import blocks_of
 
 COMPONENTS = 3
 
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     if len(args.videos) < 2:
         raise InputError("VIDEOS: give two or more, so that each can be given another one's sound")
     model = KeyFace.load(args.weights, pick_device(args.device))
-    truths = [read_video(path, model.size) for path in args.videos]
+    truths = [np.concatenate([*blocks_of(path, model.size, 1500)]) for path in args.videos]
     waves = [read_audio(path)[:len(truth) * FRAME_SAMPLES]
              for path, truth in zip(args.videos, truths, strict=True)]
     found = []

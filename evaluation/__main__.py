@@ -7,9 +7,10 @@ brackets stand 95 % intervals over the n videos (of a single one over its parts,
 Faces as this project draws them (toy/) are told from others by the shipped autoencoder, and are
 looked at by the toy world's judges. For others give `--lip-reader FILE.pth` (auto-avsr's
 vsr_trlrs2lrs3vox2avsp_base.pth), beside each video NAME.landmarks.npy (frames, 68 points, x and y,
-in the video's own pixels, 25 a second) or `pip install -e ".[lips]"`, and `--features inception`.
-NAME.png beside a video is the picture it was made from; a vocalisation in its name (laugh_3.mp4)
-says what is to be seen. What cannot be measured is left out, with a line that says why.
+in pixels as shown, 25 a second) or `pip install -e ".[lips]"`, and `--features inception`.
+NAME.png beside a video is the picture it was made from, NAME.crop.csv (left,top,side) the square to
+look at; a vocalisation in its name (laugh_3.mp4) says what is to be seen. What cannot be measured
+is left out, with a line that says why.
 """
 
 import json
@@ -32,7 +33,8 @@ from tools import frechet
 from tools.checkpoint import read_json, save_text
 from tools.cli import WEIGHTS, InputError, Parser, make_folder, run, scratch, warn
 from tools.figures import write_confusion, write_seconds
-from tools.media import FPS, read_image, video_blocks, video_shape, videos_in
+from tools.media import FPS, read_image, videos_in
+from tools.prepare import blocks_of, first_frames, square_of
 from tools.stats import best_lag, bootstrap, correlation, counted, figure, show, slope, wilson
 from toy.evaluation.judges import SIZE, Judges, are_drawn, lip_limits, to_tensor
 from toy.vocalisations import KINDS
@@ -61,17 +63,12 @@ def paired(generated: Path, truth: Path | None) -> list[tuple[Path, Path | None]
     return [(ours[name], theirs[name]) for name in ours if name in theirs]
 
 
-def first_frame(path: Path, size: int = SIZE) -> Tensor:
-    """(1, 3, size, size) in [-1, 1]."""
-    return to_tensor(next(video_blocks(path, size, length=1)))
-
-
 def given_picture(path: Path, truth: Path | None) -> Tensor | None:
-    """NAME.png beside a video, else the truth's first frame: (1, 3, SIZE, SIZE)."""
+    """NAME.png beside a video, else the truth's first frame: (1, 3, SIZE, SIZE) in [-1, 1]."""
     for each in (path, truth):
         if each and (picture := each.with_suffix(".png")).exists():
             return to_tensor(read_image(picture, SIZE))[None]
-    return first_frame(truth) if truth else None
+    return to_tensor(next(blocks_of(truth, SIZE, 1))) if truth else None
 
 
 # ---- The metrics ---------------------------------------------------------------------------------
@@ -178,7 +175,7 @@ class Measured:
 
         for name, other, without in (
                 ("the truth's", lambda s, true: true and true.opening,
-                 "no video longer than a second has a true one and mouths in both"),
+                 "no video longer than a second has a true one and mouths (landmarks) in both"),
                 ("loudness", lambda s, _: s.loudness,
                  "no video longer than a second has a mouth and sound")):
             self.row(f"opening of the mouth, correlation with {name}", "higher",
@@ -246,7 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     args = options(argv)
     paths = paired(args.generated, args.truth)
     size = read_json(WEIGHTS / "config.json")["size"]
-    drawn = are_drawn(WEIGHTS, torch.cat([first_frame(path, size) for path, _ in paths[:9]]))
+    firsts = to_tensor(first_frames((path for path, _ in paths[:9]), size))
+    drawn = len(firsts) > 0 and are_drawn(WEIGHTS, firsts)
     if not drawn and "toy" in (args.lip_reader, args.features):
         warn("these faces look unlike drawn ones; what the toy judges say may mean nothing")
         drawn = True
@@ -258,11 +256,16 @@ def main(argv: list[str] | None = None) -> None:
     with scratch() as folder:
         pairs = []
         for pair in tqdm(paths, "videos", disable=None):
-            side, picture = min(video_shape(pair[0])[:2]), given_picture(*pair)
-            face = judges.identity(picture)[0] if judges and picture is not None else None
-            pairs.append(tuple(path and watch(path, side, Path(folder, f"{len(pairs)}_{column}"),
-                                              judges, embed, face, named)
-                               for path, column in zip(pair, COLUMNS)))
+            try:
+                picture = given_picture(*pair) if judges else None
+                face = None if picture is None else judges.identity(picture)[0]
+                pairs.append(tuple(path and watch(
+                    path, square_of(pair[0])[2], Path(folder, f"{len(pairs)}_{column}"), judges,
+                    embed, face, named) for path, column in zip(pair, COLUMNS)))
+            except InputError as error:
+                warn(f"left out: {error}")
+        if not pairs:
+            raise InputError(f"{args.generated}: no video of it could be measured")
         found = Measured(pairs, judges)
         if not found.both:
             found.left.append("LipScore and Frechet distances: no --truth to compare with")

@@ -1,9 +1,9 @@
 """Mouth crops, as the lip reader of LipScore wants them: upright, of one size, always in one place.
 
 Landmarks are (T, 68, 2): x, y of the usual 68 points of a face, whole numbers at the centres of
-pixels. They come from a file beside the video, NAME.landmarks.npy, in the video's own pixels at 25
-frames a second, with nan where no face was found (numpy.save); else from the package face-alignment
-(`pip install -e ".[lips]"`), which fetches its own weights.
+pixels. They come from a file beside the video, NAME.landmarks.npy, in the video's pixels as it is
+shown, at 25 frames a second, with nan where no face was found (numpy.save); else from the package
+face-alignment (`pip install -e ".[lips]"`), which fetches its own weights.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tools.cli import InputError, warn
-from tools.media import video_blocks, video_shape
+from tools.prepare import blocks_of, square_of
 
 SMOOTHED = 6              # frames to either side that landmarks are averaged over
 LEAST = 12                # frames that a video must have
@@ -29,19 +29,16 @@ PLACES = ((128.4885, 106.9246), (128.8702, 137.3025), (92.5225, 94.3688), (112.7
 
 
 def landmarks(path: Path, side: int) -> np.ndarray | None:
-    """Landmarks (T, 68, 2) of a video whose middle square is read at side x side pixels; None where
-    there is neither NAME.landmarks.npy nor the package, or no face. Raises InputError for a file of
-    another shape."""
-    file, (width, height, _) = path.with_suffix(".landmarks.npy"), video_shape(path)
-    if file.exists():
+    """Landmarks (T, 68, 2) of a video that is read at side x side pixels; None without a face, or
+    without file and package. Raises InputError for a file that holds something else."""
+    if (file := path.with_suffix(".landmarks.npy")).exists():
         try:
             points = np.load(file, allow_pickle=False).astype(np.float64)
         except (ValueError, EOFError, AttributeError) as error:
             raise InputError(f"{file}: no array ({error}); write it by numpy.save") from None
         if points.ndim != 3 or points.shape[1:] != (68, 2):
             raise InputError(f"{file}: holds {points.shape}; landmarks are (T, 68, 2)")
-        square = min(width, height)
-        corner = np.array([width - square, height - square]) // 2
+        *corner, square = square_of(path)
         return filled(path, (points + 0.5 - corner) * (side / square) - 0.5)
     try:
         from face_alignment import FaceAlignment, LandmarksType
@@ -50,7 +47,7 @@ def landmarks(path: Path, side: int) -> np.ndarray | None:
     device, none = "cuda" if torch.cuda.is_available() else "cpu", np.full((68, 2), np.nan)
     finder = FaceAlignment(LandmarksType.TWO_D, device=device)
     faces = (finder.get_landmarks_from_image(frame)
-             for block in video_blocks(path, side, length=100) for frame in block)
+             for block in blocks_of(path, side, 100) for frame in block)
     return filled(path, np.stack([found[0] if found else none for found in faces]))
 
 

@@ -1,7 +1,7 @@
 """Looks at one video from beginning to end and keeps a few numbers of each frame.
 
-Frames are read in pieces, at 25 a second; of a video that is not square, the middle square. What is
-large, the features for Frechet distances, goes to the disk.
+Frames are read in pieces, at 25 a second: the square that NAME.crop.csv names, else the middle one.
+What is large, the features for Frechet distances, goes to the disk.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from evaluation import mouths
 from evaluation.lipreader import LipReader
 from tools.cli import InputError, warn
-from tools.media import FPS, loudness, video_blocks, video_shape
+from tools.media import FPS, loudness, video_shape
+from tools.prepare import blocks_of
 from tools.released import read
 from toy.evaluation.judges import JAW, JUDGED, Judges, to_tensor
 
@@ -75,7 +76,7 @@ def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Callab
     if abs((fps := video_shape(path)[2]) - FPS) > 0.01:
         warn(f"{path}: has {fps:g} frames a second and is looked at at {FPS}")
     with out.open("wb") as file:               # where small arrays do not cut up the memory
-        for block in video_blocks(path, side, length=BLOCK):
+        for block in blocks_of(path, side, BLOCK):
             images = to_tensor(block)
             columns = [sharpness(images)[:, None]]
             if judges:
@@ -85,7 +86,7 @@ def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Callab
             if embed:
                 features = embed(images)
             rows = torch.cat(columns + [features] if judges or embed else columns, 1).numpy()
-            rows.tofile(file)
+            file.write(rows.tobytes())
     def kept(which: int | slice) -> np.ndarray:
         return np.memmap(out, np.float32, "r").reshape(-1, rows.shape[1])[:, which]
 
@@ -108,7 +109,7 @@ def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Callab
 def lip_features(seen: Seen, frames: int, reader: LipReader) -> Iterator[Tensor]:
     """The lip reader's features (n, D) of so many frames of a video, READ at a time."""
     points, crops = mouths.smoothed(seen.points[:frames]), []
-    for i, block in zip(range(0, frames, 25), video_blocks(seen.path, seen.side, length=25)):
+    for i, block in zip(range(0, frames, 25), blocks_of(seen.path, seen.side, 25)):
         crops.append(mouths.patches(block[:frames - i], points[i:i + 25]))
         if 25 * len(crops) >= READ or i + 25 >= frames:
             yield reader(mouths.normalised(np.concatenate(crops))[None])[0]

@@ -92,7 +92,6 @@ def test_latents_are_samples_of_the_posterior(cache, frozen):
 
 def test_the_order_takes_every_clip_once_before_any_twice(cache, frozen):
     made = clips(cache, frozen)
-    assert made.count == 4
     seen = [path.name[0] for step in range(4) for path, _ in made.batch(2, step).places]
     assert Counter(seen[:4]) == Counter(seen[4:]) == Counter("1234")
     again, whole = clips(cache, frozen).batch(2, 3), made.batch(2, 3)
@@ -117,8 +116,11 @@ def test_kinds_have_equal_weight(cache, frozen, tmp_path):
     laugh["kind"] = "laugh"
     (mine / "manifest.json").write_text(json.dumps(manifest))
     made = clips(mine, frozen)
-    seen = Counter(path.name[0] for step in range(6) for path, _ in made.batch(4, step).places)
+    batches = [[path.name[0] for path, _ in made.batch(4, step).places] for step in range(6)]
+    seen = Counter(name for batch in batches for name in batch)
     assert seen["2"] == 12 and seen["1"] == seen["3"] == seen["4"] == 4
+    # Each row sees both, for the pixel loss looks at the first rows of a batch alone.
+    assert all({name == "2" for name in row} == {True, False} for row in zip(*batches))
 
 
 def test_preparing_goes_on_where_it_stopped(frozen, tmp_path):
@@ -140,6 +142,11 @@ def test_preparing_goes_on_where_it_stopped(frozen, tmp_path):
     assert {name for name in after if after[name] != last[name]} == {"0"}
     assert json.loads((cache / "manifest.json").read_text())["clips"][0]["frames"] == 20
     assert not list(cache.rglob(".*"))
+    record = json.loads((cache / "shards/1.mp4.json").read_text())  # as if it could not be opened
+    (cache / "shards/1.mp4.json").write_text(json.dumps(record | {
+        "sha256": "", "clips": [], "left_out": "1.mp4: Permission denied"}))
+    assert made().keys() == set("012")
+    assert len(json.loads((cache / "manifest.json").read_text())["clips"]) == 3
 
 
 def test_videos_that_cannot_be_used_are_listed_and_left_out(frozen, tmp_path, capsys):
@@ -149,18 +156,18 @@ def test_videos_that_cannot_be_used_are_listed_and_left_out(frozen, tmp_path, ca
                 np.zeros(9, np.float32), 64)
     options = [str(folder), f"--out={tmp_path / 'cache'}", f"--init={frozen}"]
     assert cli.run(data.main, options) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].endswith("1 train clips, 0.0 minutes")
-    assert "3 of 5 videos left out, as in 1.mp4: shorter than 15 frames" in said[2]
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].endswith("1 train clips, 0.0 minutes")
+    assert "3 of 5 videos left out, as in 1.mp4: shorter than 15 frames" in said.err
     manifest = json.loads((tmp_path / "cache/manifest.json").read_text())
     assert manifest["left_out"].keys() == {"1.mp4", "mute.mp4", "text.mp4"}
     assert "not a sound or video file" in manifest["left_out"]["text.mp4"]
     with pytest.raises(InputError, match="none of 1 train clips is as long as a window, 66 frames"):
         clips(tmp_path / "cache", frozen, frames=6)
-    for number in "02":
-        (folder / f"{number}.mp4").unlink()
+    (folder / "0.mp4").unlink()  # the next by name is held out
     assert cli.run(data.main, options) == 2
-    assert "none of 3 videos can be used, as in 1.mp4: shorter" in capsys.readouterr().err
+    assert "none of 1 videos to be measured on can be used, as in 1.mp4: shorter" in (
+        capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("name, text, line", [

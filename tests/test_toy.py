@@ -13,6 +13,7 @@ from audio import AudioConfig, AudioEncoder
 from tools import cli
 from tools.checkpoint import load_state, save_part
 from tools.media import FPS, FRAME_SAMPLES, write_video
+from tools.prepare import Videos
 from tools.processes import Processes
 from toy import example, faces, recipe, train_encoders, train_vae, voices, world
 from toy.evaluation import judges
@@ -223,9 +224,10 @@ def test_a_training_of_the_autoencoder_that_was_stopped_ends_as_one_that_was_not
     monkeypatch.setattr(train_vae, "remember_signals", lambda: signals)
 
     def trained(folder: str, resume: bool = False) -> dict[str, torch.Tensor]:
-        args = Namespace(steps=2, out=tmp_path / folder, resume=resume)
+        args = Namespace(steps=2, out=tmp_path / folder)
         args.out.mkdir(exist_ok=True)
-        train_vae.train(args, world, Processes(0, 1, torch.device("cpu")))
+        state = load_state(args.out / "vae.state") if resume else None
+        train_vae.train(args, world, Processes(0, 1, torch.device("cpu")), state)
         return load_state(args.out / "vae.state")["vae"]
 
     whole = trained("whole")
@@ -331,7 +333,7 @@ def test_the_autoencoder_learns_from_videos(tmp_path, capsys):
         write_video(tmp_path / f"{name}.mp4", [np.full((32, 32, 3), grey, np.uint8)] * 20,
                     np.ones(20 * 640, np.float32) / 2, 32)
     (tmp_path / "d.mp4").write_text("no video")
-    frames = train_vae.FilmedFaces(tmp_path, 32)
+    frames = train_vae.FilmedFaces(32, Videos(tmp_path, 32))
     assert "left out" in capsys.readouterr().err
     greys = [((x.mean((1, 2, 3)) + 1) * 127.5).round().int()
              for x in (frames.held_out, frames.batch(0), frames.measured)]

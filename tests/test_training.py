@@ -446,17 +446,6 @@ def test_a_batch_that_processes_cannot_share_is_refused():
         training.Processes(0, 3, torch.device("cpu")).rows(4)
 
 
-def test_more_processes_than_clips_are_refused(frozen, cache):
-    """The cache has four clips to learn from."""
-    model = KeyFace.load_frozen(frozen)
-    args = SimpleNamespace(data=cache, out=frozen, clips=0, seed=0)
-    four, five = (training.Processes(1, n, torch.device("cpu")) for n in (4, 5))
-    four.wait = five.wait = lambda: None
-    training.open_data(args, model, model.keyframe, four)
-    with pytest.raises(InputError, match="4 clips are too few for 5 processes; give more videos"):
-        training.open_data(args, model, model.keyframe, five)
-
-
 def test_interpolation_hears_with_an_encoder_of_its_own(frozen, tmp_path, train):
     """The released way: wav2vec2 beside the same BEATs, frozen, too."""
     init, out = copy(frozen, tmp_path / "init"), tmp_path / "out"

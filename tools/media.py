@@ -349,6 +349,8 @@ def video_shape(path: Path | str) -> tuple[int, int, float]:
 
 def videos_in(path: Path) -> dict[str, Path]:
     """The videos of a folder by their names without ending, or the one that is named."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; give one of videos")
     if not path.is_dir():
         return {path.stem: path}
     videos = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEOS

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import re
+from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -45,9 +46,10 @@ from tools.cli import (
     crop,
     end_with_parent,
     make_folder,
+    warn,
     without_interrupts,
 )
-from tools.media import FPS, VIDEOS, frame_count, read_audio, video_blocks
+from tools.media import FPS, VIDEOS, frame_count, read_audio, video_blocks, video_shape
 
 VERSION = 1  # of all that is told above
 PIECE = 1500  # frames of a clip at most: an hour's video becomes 60 clips
@@ -93,8 +95,51 @@ def _sha(*things: object) -> str:
 # ---- a folder of videos -----------------------------------------------------------------------
 
 
+def square_beside(path: Path) -> tuple[int, int, int] | None:
+    """Left, top and side of the square to use of a video, where NAME.crop.csv beside it says so.
+    Raises InputError for a table that does not."""
+    table = path.with_suffix(".crop.csv")
+    if not table.exists():
+        return None
+    rows = _rows(table, ("left", "top", "side"))
+    with suppress(Exception):  # of numbers that are no such square
+        return crop(",".join(f"{value:g}" for value in rows[0][0]))
+    raise InputError(f"{table}: whole numbers of pixels are expected, as in 40,0,300")
+
+
+def square_of(path: Path) -> tuple[int, int, int]:
+    """The square to use of a video where nothing is said of its folder: the one that is named
+    beside it, else the middle one."""
+    width, height, _ = video_shape(path)
+    side = min(width, height)
+    return square_beside(path) or ((width - side) // 2, (height - side) // 2, side)
+
+
+def blocks_of(path: Path, size: int, length: int) -> Iterator[np.ndarray]:
+    """`video_blocks` of that square."""
+    return video_blocks(path, size, square_beside(path), length)
+
+
+def first_frames(paths: Iterable[Path], size: int) -> np.ndarray:
+    """Of those videos that can be read: (n, size, size, 3) uint8."""
+    found = [np.zeros((0, size, size, 3), np.uint8)]
+    for path in paths:
+        with suppress(InputError):
+            found.append(next(blocks_of(path, size, 1)))
+    return np.concatenate(found)
+
+
+def add_video_options(parser: ArgumentParser) -> None:
+    """--crop and --speakers, which go to `Videos`."""
+    parser.add_argument("--crop", type=crop, metavar="X,Y,SIDE", help="the square of all videos to "
+                        "use, in their pixels, where NAME.crop.csv names no other (default: the "
+                        "middle)")
+    parser.add_argument("--speakers", metavar="PATTERN", help="regular expression that finds the "
+                        "speaker in a video's name: nobody is both learned from and held out")
+
+
 class Videos:
-    """The videos in a folder and its subfolders. Beside NAME.mp4 there may be
+    """The videos in a folder and its subfolders (but for linked ones). Beside NAME.mp4 there may be
 
         NAME.csv        seconds,valence,arousal[,kind]: emotion is linear between rows, and a kind
                         of sound (laugh, sigh, ...) holds until the next row; neutral without
@@ -126,7 +171,7 @@ class Videos:
         self.apart = set(different[::10])
         for path in self.paths:  # mistakes beside the videos are told before hours of work
             self.table(path)
-            self.crop(path)
+            square_beside(path)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -162,16 +207,6 @@ class Videos:
             raise InputError(f"{table}: valence and arousal must lie between -1 and 1")
         return numbers, [row[1].get("kind") or SPEECH for row in rows]
 
-    def crop(self, path: Path) -> tuple[int, int, int] | None:
-        """The square of the video to use: of NAME.crop.csv, else that of the whole folder."""
-        table = path.with_suffix(".crop.csv")
-        if not table.exists():
-            return self.square
-        rows = _rows(table, ("left", "top", "side"))
-        with suppress(Exception):  # of numbers that are no such square
-            return crop(",".join(f"{value:g}" for value in rows[0][0]))
-        raise InputError(f"{table}: whole numbers of pixels are expected, as in 40,0,300")
-
     def _beside(self, path: Path) -> str:
         return repr([p.read_text(encoding="utf-8-sig") for ending in (".csv", ".crop.csv")
                      if (p := path.with_suffix(ending)).exists()] + [self.square, self.size])
@@ -193,7 +228,8 @@ class Videos:
         wave = read_audio(path)
         heard = frame_count(len(wave))
         table, first = self.table(path), 0
-        for pictures in video_blocks(path, self.size, self.crop(path), PIECE):
+        for pictures in video_blocks(path, self.size, square_beside(path) or self.square,
+                                     PIECE):
             pictures = pictures[:heard - first]
             n = len(pictures)
             if not n:
@@ -339,7 +375,8 @@ def _done(cache: Path, source: Source, index: int, made_with: str) -> dict | Non
     """What became of a recording, if it is done with all that goes in as it is now."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads(_record(cache, source, index).read_text())
-        if record["key"] == _sha(source.key(index), made_with) and all(
+        # (What could not be opened has no sum, and is tried again.)
+        if record["sha256"] and record["key"] == _sha(source.key(index), made_with) and all(
                 (cache / clip["shard"]).stat().st_size == clip["bytes"]
                 for clip in record["clips"]):
             return record
@@ -400,8 +437,9 @@ def prepare(source: Source, cache: Path, weights: Path,
             workers: int | None = None) -> dict:
     """Makes all clips of `source` that are not in the folder `cache` yet, by several processes and
     with a progress bar; returns the manifest. Where it is interrupted it goes on another time.
-    Recordings that cannot be used are listed in the manifest. Raises InputError where none can,
-    OSError where the disk is full, BrokenExecutor where a process is killed."""
+    A warning counts recordings that cannot be used, and the manifest lists them. Raises InputError
+    where none can of those to learn from, or of the held-out ones, OSError where the disk is full,
+    BrokenExecutor where a process is killed."""
     config = load_config(Config, weights)
     made_with = fingerprint(weights, config)
     make_folder(cache)
@@ -436,9 +474,14 @@ def prepare(source: Source, cache: Path, weights: Path,
                 "left_out": {r["name"]: r["left_out"] for r in records if "left_out" in r},
                 "inputs": {r["name"]: r["sha256"] for r in records}}
     save_text(cache / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    if not clips:
-        reason = next(iter(manifest["left_out"].values()))
-        raise InputError(f"none of {len(source)} videos can be used, as in {reason}")
+    for held_out, purpose in ((False, "to learn from"), (True, "to be measured on")):
+        of = [r for i, r in enumerate(records) if source.held_out(i) == held_out]
+        if of and not any(r["clips"] for r in of):
+            raise InputError(f"none of {len(of)} videos {purpose} can be used, as in "
+                             f"{of[0]['left_out']}")
+    if left_out := list(manifest["left_out"].values()):
+        warn(f"{cache}: {len(left_out)} of {len(source)} videos left out, as in {left_out[0]}; all "
+             "are listed in manifest.json")
     return manifest
 
 

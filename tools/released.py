@@ -300,6 +300,8 @@ def listing(weights: str | Path) -> str:
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a published file, in its own names and precision, mapped from the disk: they
     fill memory only as they are used. Pickles may not run anything. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; name one that is there")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

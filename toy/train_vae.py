@@ -159,8 +159,8 @@ class FilmedFaces:
     latents' statistics are those of pictures to learn from, and all of these are the familiar ones.
     Raises InputError where there are none to learn from, or none to be measured on."""
 
-    def __init__(self, folder: Path, size: int):
-        self.size, videos = size, prepare.Videos(folder, size)
+    def __init__(self, size: int, videos: prepare.Videos):
+        self.size = size
         kept: dict[bool, list[np.ndarray]] = {True: [], False: []}
         for i in range(len(videos)):
             try:
@@ -169,8 +169,9 @@ class FilmedFaces:
             except InputError as error:
                 warn(f"left out: {error}")
         if not kept[True] or not kept[False]:
-            raise InputError(f"--data {folder}: nothing is left to learn from, or nothing to be "
-                             "measured on; give more videos")
+            raise InputError(f"--data {videos.folder}: nothing is left to "
+                             f"{'be measured on' if kept[False] else 'learn from'}; mend what is "
+                             "left out, or give more videos")
         self.pictures = np.concatenate(kept[False])  # (n, H, W, 3) uint8
         test = np.concatenate(kept[True])
         self.held_out = self._images(test[np.linspace(0, len(test) - 1, 128).astype(int)])
@@ -211,14 +212,14 @@ def save(out: Path, vae: VAE, faces: DrawnFaces | FilmedFaces, done: bool, **sta
     return config
 
 
-def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes) -> None:
-    """Trains for args.steps, or goes on with what args.out holds, and writes it there."""
+def train(args: Namespace, faces: DrawnFaces | FilmedFaces, processes: Processes,
+          state: dict | None) -> None:
+    """Trains for args.steps, or goes on with the state of a training, and writes to args.out."""
     torch.manual_seed(0)
     vae = VAE(VAEConfig.tiny(faces.size)).to(processes.device, memory_format=torch.channels_last)
     optimizer = Muon(vae, LR, ("conv_in", "conv_out"))
     step, before = 0, 0.0  # done in earlier runs: steps, and their seconds
-    if args.resume:
-        state = load_state(args.out / "vae.state")
+    if state:
         try:
             vae.load_state_dict(state["vae"])
             optimizer.load_state_dict(state["optimizer"])
@@ -277,16 +278,21 @@ def main(argv: list[str] | None = None) -> None:
                         help="side of the pictures")
     parser.add_argument("--data", type=Path, metavar="DIR",
                         help="folder of videos to take frames from; without it, faces are drawn")
+    prepare.add_video_options(parser)
     parser.add_argument("--resume", action="store_true", help="continue what --out holds")
     args = parser.parse_args(argv)
+    if (args.crop or args.speakers) and not args.data:
+        parser.error("--crop and --speakers are for videos; name their folder with --data")
     processes = Processes.join()
-    faces = FilmedFaces(args.data, args.size) if args.data else DrawnFaces(args.size)
+    state = load_state(args.out / "vae.state") if args.resume else None
     make_folder(args.out)
+    faces = (FilmedFaces(args.size, prepare.Videos(args.data, args.size, args.crop, args.speakers))
+             if args.data else DrawnFaces(args.size))
     for name in ("wavlm.safetensors", "beats.safetensors") if args.data else ():
         if processes.rank == 0 and not (args.out / name).exists():
             with replacing(args.out / name) as temporary:
                 shutil.copyfile(WEIGHTS / name, temporary)
-    train(args, faces, processes)
+    train(args, faces, processes, state)
 
 
 if __name__ == "__main__":
