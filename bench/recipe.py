@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     found = sorted(map(measured, args.folders), key=lambda each: each[0])
     hours, names = [each for each, *_ in found], list(MEASURES.values())
-    print(f"| hours | measured | {' | '.join(names)} |\n|{' --- |' * (2 + len(names))}")
+    print(f"| core hours | measured | {' | '.join(names)} |\n|{' --- |' * (2 + len(names))}")
     for each, took, figures in found:
         cells = [f"{each:.1f}", f"{took:.1f}", *(f"{figures[name]['value']:.2f}" for name in names)]
         print(f"| {' | '.join(cells)} |")

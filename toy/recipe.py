@@ -233,7 +233,7 @@ def card(out: Path, record: dict) -> str:
              ("Made by `python -m toy.recipe` from nothing: from drawings and synthetic voices "
              "that follow from seeds. No photograph, no recorded voice and no pretrained weight "
              "went into them."), "",
-             "| phase | steps | core hours | hours | processes | code | figures at its end |",
+             "| phase | steps | core hours | by the clock | processes | code | figures at end |",
              "| --- | --- | --- | --- | --- | --- | --- |"]
     for phase in PHASES:
         if entry := record.get(phase.name):
@@ -245,9 +245,10 @@ def card(out: Path, record: dict) -> str:
     total = sum(entry["core_hours"] for entry in record.values())
     machines = sorted({entry["machine"] for entry in record.values()})
     lines += ["", (f"In all {total:.1f} core hours, on {' and '.join(machines)}. The figures are "
-                   "of each training's own held-out material: `val_1` and `val_10` are latent "
-                   "losses at sigma 1 and 10, `other_audio` means with another clip's sound. Those "
-                   "of films, which --until-jaw leaves out, stand in results/evaluation.md.")]
+                   "of each training's own held-out material: `val_1` and `val_10` are the means "
+                   "of (D - x0)^2 at sigma 1 and 10, `other_audio` means with another clip's "
+                   "sound. Those of films, which --until-jaw leaves out, stand in "
+                   "results/evaluation.md.")]
     return "\n".join(lines) + "\n"
 
 

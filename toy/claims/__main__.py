@@ -20,6 +20,7 @@ from tools.cli import WEIGHTS, InputError, number
 from tools.stats import FEW
 from toy.claims import sampled, trained
 from toy.claims.measure import Claim, Kept, markdown
+from toy.claims.variants import STEPS
 from toy.evaluation.stats import SMEARED
 
 CLAIMS = {claim.name: claim for claim in (*sampled.CLAIMS, *trained.CLAIMS)}
@@ -81,14 +82,18 @@ split. The verdict follows by a rule that was written down before (`toy/claims/`
 one side of the limit. *Undecided*: the same, of two things that are said to be alike.
 `python -m toy.claims` measures what is missing and writes this page.
 
+Where something is trained, all rows of a table are of models that have learned for {STEPS} steps
+(twice that in `long` and `mask`) and are guided by no bad model; the shipped ones are better. Other
+tables are of the shipped weights.
+
 *jaw*, *width*, *rounding*: correlation of the mouth with the true one along time. *LipScore*:
 cosine to the true film in the features of the judges' own lip reader, which is not the paper's.
 *distance*: Frechet distance of frames, as the judges see them. *sharpness*: over the true film's
 after the autoencoder. *likeness*: cosine of the judge's embedding to the person's. *smeared*: share
 of frames less sharp than {SMEARED} of the keyframes around them. *seconds*: of a core, for one of
-film. *NSV*: share of vocalisations that are recognised. *Ceiling*: the true film after the
-autoencoder. *Strangers*: the film of another clip, which knows nothing. Weights are named by a hash
-of their folder.
+film; to be compared within a table, for machines differ. *NSV*: share of vocalisations that are
+recognised. *Ceiling*: the true film after the autoencoder. *Strangers*: the film of another clip,
+which knows nothing. Weights are named by a hash of their folder.
 
 {markdown(head, rows)}{figures}"""
 
