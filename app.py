@@ -118,6 +118,7 @@ def make(order: Order, wave: np.ndarray, folder: Path, device: str, making: Maki
 
     def keyframes(film: Film, window: int) -> Tensor:
         """As the model's own, and shows them, long before there are frames between them."""
+        model = loaded(order.weights, device)   # (held by this function, it would hold itself)
         latents = KeyFace.sample_keyframes(model, film, window)
         model.bring("vae")
         for part in latents.split(model.batch):
@@ -241,7 +242,7 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
                     gr.Markdown("Contact sheet; K marks keyframes")
                     sheet = gr.Image(show_label=False, interactive=False)
                     command, lines = (
-                        gr.Code(language=name, label=f"The film {how}, of saved face and sound",
+                        gr.Code(language=name, label=f"The film {how} (save face and sound)",
                                 wrap_lines=True, show_line_numbers=False, interactive=False)
                         for name, how in (("shell", "by command"), ("python", "in Python")))
                 with gr.Column(visible=False) as compare:
@@ -279,7 +280,7 @@ def opened(folder: Path, weights: str) -> tuple[gr.Blocks, str]:
     demo = page(folder, weights, cli.pick_device(None)).queue(max_size=WAITING)
     _, address, _ = demo.launch(
         server_name="127.0.0.1", share=False, max_file_size=f"{LARGEST}mb", ssr_mode=False,
-        footer_links=[], quiet=True, prevent_thread_lock=True)
+        footer_links=[], quiet=True, prevent_thread_lock=True, allowed_paths=[str(IMAGE.parent)])
     return demo, address
 
 

@@ -444,7 +444,7 @@ for i, (name, found) in enumerate(routes.items()):
 page.stop(13, "sizes.webp", canvas)
 
 # %% The film, and the page
-pictures = [Image.fromarray(f).resize((192, 192), Image.LANCZOS) for f in frames[::2]]
-pictures[0].save(page.folder / "film.webp", save_all=True, append_images=pictures[1:],
-                 duration=2000 // FPS, loop=0, quality=70)
+first, *rest = [Image.fromarray(f).resize((192, 192), Image.LANCZOS) for f in frames[::2]]
+with cli.replacing(page.folder / "film.webp") as new:
+    first.save(new, save_all=True, append_images=rest, duration=2000 // FPS, loop=0, quality=70)
 page.write()

@@ -1,7 +1,7 @@
 """What every command shares: its parser, exit codes, signals, memory, and files written whole.
 
 A mistake of the user's is an `InputError`: one line on stderr, exit status 2. Trouble with the
-machine (disk, memory) is 1, a signal 128 and its number. Nothing half-written keeps its final name.
+machine (disk, memory) is 1, a signal 128 + its number. Nothing half-written keeps its final name.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def check_apart(inputs: dict[str, Path], outputs: dict[str, Path]) -> None:
         there = {option: Path(os.path.realpath(path)) for option, path in outputs.items()}
         for option, path in inputs.items():
             for output, place in there.items():
-                if path.exists() and (path.resolve() == place or place.exists()
+                if path.exists() and (path.resolve() == place or os.path.exists(place)
                                       and path.samefile(place)):   # of other letters, on some disks
                     raise InputError(f"{option}: {path} would be overwritten; choose another "
                                      f"{output}")
@@ -226,7 +226,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):     # of a system that does not flush folders
             _flush(target.parent, os.O_RDONLY)
     except OSError as error:
-        if not error.strerror or error.filename and folder not in Path(error.filename).parents:
+        if not error.strerror or error.filename and folder not in Path(error.filename, "x").parents:
             raise                                   # it says already what failed, or is of a source
         raise OSError(f"cannot write {path}: {error.strerror}") from error
     finally:
@@ -258,7 +258,7 @@ _remembered: list[int] | None = None  # signals that came since `remember_signal
 
 def remember_signals() -> list[int]:
     """From now on a signal no longer ends the process: it is put into the list returned here, so
-    that a training can save first. `run` still leaves with 128 and the signal's number."""
+    that a training can save first. `run` still leaves with 128 + the signal's number."""
     global _remembered
     _remembered = []
     return _remembered

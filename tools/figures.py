@@ -155,9 +155,9 @@ def keep(frames: Iterable[np.ndarray], wanted: Container[int], kept: dict[int, n
 
 
 def around(keyframes: range) -> list[int]:
-    """Numbers of the keyframes and of a frame between each two; of more than 30 every so many."""
-    step = math.ceil(len(keyframes) / 30) * keyframes.step
-    return [i + j for i in keyframes[::step // keyframes.step] for j in (0, step // 2)]
+    """Numbers of the keyframes and of a frame after each; of more than 30 every so many."""
+    some = keyframes[::math.ceil(len(keyframes) / 30)]
+    return [i + j for i in some for j in (0, keyframes.step // 2)]
 
 
 def write_sheet(path: Path, identity: np.ndarray, frames: dict[int, np.ndarray], wave: np.ndarray,

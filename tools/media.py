@@ -55,7 +55,7 @@ class _Track(NamedTuple):
 
 def _command(path: Path, options: list[str]) -> list[str]:
     """Of ffmpeg with a file as input."""
-    # "file:" and the whitelist keep odd names and playlists from opening anything else.
+    # With "file:" and the whitelist, odd names and playlists open local files alone.
     return [_ffmpeg(), "-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info",
             "-protocol_whitelist", "file,pipe", "-i", f"file:{path}", *options]
 

@@ -1,6 +1,6 @@
 """What a film is made of: as a page has it, as a command line, and as lines of Python.
 
-The latter two make the very film that the page made, of files that lie where they are run.
+The last two make the same film as the page, if its files lie where they are run.
 """
 
 import filecmp

@@ -189,7 +189,7 @@ class Videos:
                              ) from None
         if not found:
             raise InputError(f'--speakers: "{pattern}" finds nothing in {self.name(index)}')
-        return found[1] if found.re.groups else found[0]
+        return found[1] or found[0] if found.re.groups else found[0]
 
     def held_out(self, index: int) -> bool:
         return self.speakers[index] in self.apart

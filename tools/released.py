@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from keyface import Config, KeyFace
 from tools.checkpoint import check_names, check_same, check_values, save_config, save_part
-from tools.cli import InputError, Parser, explained, make_folder, run
+from tools.cli import InputError, Parser, explained, make_folder, run, warn
 
 # ---- the files --------------------------------------------------------------------------------
 
@@ -276,7 +276,7 @@ def obtain(weights: str | Path) -> dict[str, Path]:
         if problem and part not in files:
             if part != OPTIONAL or not isinstance(problem, Absent):
                 raise problem
-            print(f"without autoguidance: {problem}", file=sys.stderr)
+            warn(f"without autoguidance: {problem}")
     return files
 
 

@@ -173,7 +173,7 @@ def optimizer(stage: Stage, lr: float) -> torch.optim.Optimizer:
 
 def parts(count: int, *batch: object) -> Iterator[list]:
     """A batch in `count` parts of its rows: tensors and what has `rows` are cut, as processes share
-    them, and each pixel stays by its clip; None stays as it is."""
+    them, and pictures stay by their clips; None stays as it is."""
     for i in range(count):
         rows = slice(i, None, count)
         yield [value[rows] if isinstance(value, Tensor) else value and value.rows(rows)

@@ -103,9 +103,9 @@ def counted(values: list[float] | np.ndarray) -> np.ndarray:
 
 
 def slope(curves: list[np.ndarray], step: float) -> tuple[float, float, float]:
-    """By how much the curves rise together in a unit of time, of which a value lasts `step`, and
-    its 95 % interval: least squares with a level for each curve. Neighbours in time are taken for
-    independent, so values should last longer than what they measure does."""
+    """By how much the curves rise together in a unit of time, from values that lie `step` apart,
+    with a 95 % interval: least squares, with a level for each curve. Neighbours in time are taken
+    for independent, so values should last longer than what they measure does."""
     pairs = [(np.arange(len(y)) * step, np.asarray(y, np.float64)) for y in curves]
     x, y = (np.concatenate([each[i] - each[i].mean() for each in pairs]) for i in (0, 1))
     rise = x @ y / (x @ x)

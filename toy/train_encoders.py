@@ -159,13 +159,13 @@ class Objective(nn.Module):
 def fit(name: str, objective: Objective, clips: int, chunk: int, steps: int, lr: float,
         processes: Processes, signals: list[int], save: Callable[[dict], None],
         state: dict | None = None) -> None:
-    """Trains an encoder and its head on so many `clips` for `steps`, or goes on from a `state`; now
-    and then, and at the end, `save` gets one. Ends early when there is one of the `signals`."""
+    """Trains an encoder and its head on so many `clips` for `steps`, or goes on from a `state`,
+    with the objective as it was then. Now and then, and at the end, `save` gets a state. Ends early
+    when there is one of the `signals`."""
     objective.to(processes.device)
     objective.encoder.requires_grad_(True)
     optimizer = Muon(objective, lr, ENDS)
     if state:
-        objective.load_state_dict(state["objective"])
         optimizer.load_state_dict(state["optimizer"])
     parallel = processes.parallel(objective, some_unused=True)
     step = first = state["step"] if state else 0

@@ -2,11 +2,10 @@
 
 A claim is measured on people, sentences and voices of the test split. Its table and verdict are
 printed and kept in results/claims/ (NAME.json, NAME.png), and README.md there is a gallery of all.
-The verdict is *reproduced*, *not reproduced* or *no difference seen*, or *undecided* where two
-things are said to be alike. It follows from 95 % intervals by a rule that is stated in the code
-before anything is measured. Parts that are finished are kept as
-they come, so a command that was interrupted goes on; it begins anew only with other weights or
-another number of clips.
+The verdict is *reproduced*, *not reproduced*, *no difference seen* or *undecided*. It follows from
+95 % intervals by a rule that is stated in the code before anything is measured. Parts that are
+finished are kept as they come, so a command that was interrupted goes on; with other weights it
+begins anew, and another number of clips than that of a result is refused.
 """
 
 import sys
@@ -30,7 +29,7 @@ def options(argv: list[str] | None) -> Namespace:
     parser = cli.Parser("python -m toy.claims", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME",
-        help=f"of {', '.join(CLAIMS)}; default: all without a result of these weights and --clips")
+        help=f"of {', '.join(CLAIMS)}; default: all without a result of these weights")
     add("--weights", type=Path, default=WEIGHTS, help="folder of a trained model, with its judges")
     add("--out", type=Path, default=Path("results/claims"), help="default results/claims")
     add("--clips", type=number(int, 2, 1000), default=20, help="films of each setting (default 20)")
@@ -67,7 +66,7 @@ def gallery(out: Path) -> str:
                          f"[{name}.png]({name}.png)"])
             figures += (f"\n## {name}\n\n{claim.says} Reproduced if: {claim.rule} "
                         f"**{found['verdict'].capitalize()}**, with {found['made with']['clips']} "
-                        f"films in each row. What the claim does not train is of the weights "
+                        f"films (or n) a row. What the claim does not train is of the weights "
                         f"{found['made with']['weights']}; the code is {found['version']}.\n\n"
                         f"![{name}]({name}.png)\n\n{found['table']}")
         else:
@@ -78,22 +77,23 @@ def gallery(out: Path) -> str:
 
 Each claim is put to the test in the drawn world, over people, sentences and voices of the test
 split. The verdict follows by a rule that was written down before (`toy/claims/`); in brackets are
-95 % intervals over films. *No difference seen*: the interval, or a pair of seeds, does not lie on
-one side of the limit. *Undecided*: the same, of two things that are said to be alike.
+95 % intervals over films (of the share in `emotions` over stretches, of slopes in `long` over
+time). *No difference seen*: the interval, or a pair of seeds, does not lie on one side of the
+limit. *Undecided*: the same where the limit is not 0, or a model that has not learned to hear.
 `python -m toy.claims` measures what is missing and writes this page.
 
-Where something is trained, all rows of a table are of models that have learned for {STEPS} steps
-(twice that in `long` and `mask`) and are guided by no bad model; the shipped ones are better. Other
-tables are of the shipped weights.
+What a claim trains has learned for {STEPS} steps a stage (twice that in `mask` and in `long`'s
+chained model) and is guided by no bad model. All else is of the shipped weights: other stages and
+tables, and *ours* and *longest* in `long`. So compare rows of one table only.
 
 *jaw*, *width*, *rounding*: correlation of the mouth with the true one along time. *LipScore*:
 cosine to the true film in the features of the judges' own lip reader, which is not the paper's.
 *distance*: Frechet distance of frames, as the judges see them. *sharpness*: over the true film's
 after the autoencoder. *likeness*: cosine of the judge's embedding to the person's. *smeared*: share
-of frames less sharp than {SMEARED} of the keyframes around them. *seconds*: of a core, for one of
-film; to be compared within a table, for machines differ. *NSV*: share of vocalisations that are
-recognised. *Ceiling*: the true film after the autoencoder. *Strangers*: the film of another clip,
-which knows nothing. Weights are named by a hash of their folder.
+of frames less sharp than {SMEARED} of the keyframes around them, of which the truth has some, too.
+*seconds*: of a core, for one of film. *NSV*: share of vocalisations that are recognised. *Ceiling*:
+the true film after the autoencoder. *Strangers*: the film of another clip, which knows nothing.
+Weights are named by a hash of their folder.
 
 {markdown(head, rows)}{figures}"""
 

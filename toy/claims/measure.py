@@ -213,7 +213,7 @@ def measure_ceiling(weights: Path, clips: int, nsv: int = 0, seconds: float = SP
 
 def measure_strangers(weights: Path, clips: int, nsv: int = 0, seconds: float = SPEECH
                       ) -> dict[str, list]:
-    """The same of drawn clips, each of which is taken for the one before it: what is reached
+    """The same of these films, each of which is taken for the one before it: what is reached
     without hearing anything."""
     def turned(seen: Sequence[Look]) -> list[Look]:
         return [*seen[1:], *seen[:1]]

@@ -393,7 +393,7 @@ def long_film(weights: Path, judges: Path, seed: int, seconds: int, name: str) -
     chain = name in (CHAINED, TOLD)
     make = (partial(chained_frames, true=clip if name == TOLD else None) if chain
             else partial(KeyFace.animate, **PLAIN if name == OWN else {}))
-    # A chain begins with the true frame, as hardly a window of its training came after a portrait.
+    # A chain begins with the true frame, as no window of its training was told a portrait.
     face = to_bytes(frames(clip, [0], model.size))[0] if chain else face_of(clip, model.size, 0)
     film = make(model, face, clip.wave, clip.emotion, seed=seed)
     wanted = [round((seconds - 1) * FPS * i / 12) for i in range(13)]

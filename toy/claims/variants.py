@@ -1,7 +1,7 @@
 """Variants of the shipped model: what is changed, and how they are trained (trained.py says why).
 
 A *variant* is the model of the weights folder with a few fields of its config.json changed. Of it
-one stage or both are trained anew, for the same number of steps on the same clips; the rest stays
+one stage or both are trained anew, for the same number of steps on as many clips; the rest stays
 as it is in the weights folder. Keyframes always begin from nothing, so that no variant has to
 unlearn what it is to do without. Interpolation begins from keyframes: from its own variant's where
 these are trained, too, else from the shipped ones.

@@ -8,7 +8,6 @@ true frames after the autoencoder), and what the judge makes of the drawings the
 its own error. Films are (N, H, W, 3), judged (N, 17); films of minutes are in longfilm.py.
 """
 
-import hashlib
 import json
 import sys
 import time
@@ -430,9 +429,8 @@ def main(argv: list[str] | None = None) -> None:
     # The last of all: where it is, the rest is, too.
     save_text(args.out / "evaluation.json", json.dumps(
         {"weights": str(args.weights), "version": code_version(),
-         "sha256": hashes(args.weights), "judges": hashlib.sha256(path.read_bytes()).hexdigest(),
-         "limits": limits, "rows": rows, "answers": answers, "seconds": time.monotonic() - began},
-        indent=1))
+         "sha256": hashes(args.weights), "limits": limits, "rows": rows, "answers": answers,
+         "seconds": time.monotonic() - began}, indent=1))
     print(f"{text}\nwrote {args.out}/evaluation.md, evaluation.json and pictures beside them")
 
 

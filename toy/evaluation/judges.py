@@ -359,7 +359,7 @@ def eye_loss(judges: Judges, lessons: Lessons) -> Tensor:
 
 def time_loss(judges: Judges, net: nn.Module, columns: int, lessons: Lessons, labels: Tensor,
               error: Tensor) -> Tensor:
-    """For `labels` (K, N) from true states with the regressor's `error` (17,), half of it constant
+    """For `labels` (K, N) from true states with the judge's `error` (17,), half of it constant
     over a clip. Rare classes count more."""
     i = some(16, len(lessons.clips))
     x = lessons.clips[i]                                                    # (B, N, 17)
