@@ -372,6 +372,13 @@ def test_sheet_frames(seconds):
         assert numbers == [round(12.5 * i) for i in range(16)]
 
 
+@pytest.mark.parametrize("count", [1, 30, 31, 61, 100])
+def test_a_sheet_of_keyframes_has_frames_between_them(count):
+    grid = range(0, 13 * count, 13)
+    numbers = figures.around(grid)
+    assert len(numbers) <= 60 and sum(i in grid for i in numbers) == len(numbers) / 2
+
+
 # ---------------------------------------------------------------------------------------- bad input
 
 @pytest.mark.parametrize(("option", "value", "reason"), [
