@@ -147,7 +147,7 @@ class Clips:
         """The clip that comes at place `number` of the endless order: the kinds take turns, and
         of a kind all have come, each as often as it stands there, before any comes again."""
         turn, place = divmod(number, k := len(self.kinds))
-        kind = _order(self.seed, k, turn, k)[place]  # else a row of a batch might always see one
+        kind = _order(self.seed, k, turn, k)[place]  # shuffled: else a row might get one kind only
         epoch, place = divmod(turn, n := len(self.kinds[kind]))
         return self.kinds[kind][_order(self.seed, kind, epoch, n)[place]]
 

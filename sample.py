@@ -33,7 +33,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--list-weights", action="store_true", help="list the published files, and exit")
     add("--emotion", help='a name, "V,A" (valence, arousal in -1..1), "0:neutral 2.5:happy '
         '6:-0.8,-0.3", or a CSV of seconds,valence,arousal; default neutral')
-    helps = {"steps": "of the sampler; 10 makes the paper's 11",
+    helps = {"steps": "of the sampler; 10 visits the paper's 11 levels",
              "id_guidance": "weight of the identity in keyframes",
              "audio_guidance": "weight of the sound in keyframes",
              "autoguidance": "weight of the good over the bad model in interpolation",

@@ -116,12 +116,13 @@ def square_of(path: Path) -> tuple[int, int, int]:
 
 
 def blocks_of(path: Path, size: int, length: int) -> Iterator[np.ndarray]:
-    """`video_blocks` of that square."""
+    """`video_blocks` of the square that is named beside the video, else of the middle one."""
     return video_blocks(path, size, square_beside(path), length)
 
 
 def first_frames(paths: Iterable[Path], size: int) -> np.ndarray:
-    """Of those videos that can be read: (n, size, size, 3) uint8."""
+    """Of those videos that can be read: (n, size, size, 3) uint8. The others are left out silently,
+    so whoever reads on has to tell of them."""
     found = [np.zeros((0, size, size, 3), np.uint8)]
     for path in paths:
         with suppress(InputError):
@@ -375,7 +376,7 @@ def _done(cache: Path, source: Source, index: int, made_with: str) -> dict | Non
     """What became of a recording, if it is done with all that goes in as it is now."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         record = json.loads(_record(cache, source, index).read_text())
-        # (What could not be opened has no sum, and is tried again.)
+        # (What could not be opened has no SHA-256, and is tried again.)
         if record["sha256"] and record["key"] == _sha(source.key(index), made_with) and all(
                 (cache / clip["shard"]).stat().st_size == clip["bytes"]
                 for clip in record["clips"]):

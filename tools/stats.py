@@ -10,7 +10,7 @@ import numpy as np
 
 # Student's t with 1 to 8 degrees of freedom lies with 95 % between minus and plus these.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)
-FEW, MANY = 10, 30
+FEW, MANY = 10, 30  # clips
 
 
 def student(free: int) -> float:
