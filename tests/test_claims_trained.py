@@ -327,6 +327,6 @@ def test_a_table_and_a_picture(tmp_path):
     parts = parts_of(sounds, {"both": 0.1})
     _, seen, table = trained.judge_variants(sounds, parts)
     assert "LipScore, both less BEATs alone: 0.1, by pairs of seeds 0.1, 0.09, 0.11, 0.1: " in seen
-    assert "| - | 2 | 2 |\n" in table  # of the ceiling: it takes no seconds
+    assert "seconds" not in table  # which may be of several machines
     trained.draw_variants(sounds, tmp_path / "sounds.png", parts)
     assert (tmp_path / "sounds.png").read_bytes().startswith(b"\x89PNG")

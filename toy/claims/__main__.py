@@ -91,9 +91,9 @@ cosine to the true film in the features of the judges' own lip reader, which is 
 *distance*: Frechet distance of frames, as the judges see them. *sharpness*: over the true film's
 after the autoencoder. *likeness*: cosine of the judge's embedding to the person's. *smeared*: share
 of frames less sharp than {SMEARED} of the keyframes around them, of which the truth has some, too.
-*seconds*: of a core, for one of film. *NSV*: share of vocalisations that are recognised. *Ceiling*:
-the true film after the autoencoder. *Strangers*: the film of another clip, which knows nothing.
-Weights are named by a hash of their folder.
+*seconds*: of a core, for one of film; each table is of another machine. *NSV*: share of
+vocalisations that are recognised. *Ceiling*: the true film after the autoencoder. *Strangers*: the
+film of another clip, which knows nothing. Weights are named by a hash of their folder.
 
 {markdown(head, rows)}{figures}"""
 

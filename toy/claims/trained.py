@@ -65,8 +65,8 @@ class Ablation:
         return [parts[self.part(label, seed)] for seed in self.seeds_of(label)]
 
     def figures(self) -> list[str]:
-        """Those of BETTER that are measured."""
-        return [name for name in BETTER if name != "NSV" or self.nsv]
+        """Those of BETTER that are shown. Seconds are not: parts may come from several machines."""
+        return [name for name in BETTER if name != "seconds" and (name != "NSV" or self.nsv)]
 
 
 ABLATIONS = (
