@@ -7,10 +7,9 @@ brackets stand 95 % intervals over the n videos (of a single one over its parts,
 Faces as this project draws them (toy/) are told from others by the shipped autoencoder, and are
 looked at by the toy world's judges. For others give `--lip-reader FILE.pth` (auto-avsr's
 vsr_trlrs2lrs3vox2avsp_base.pth), beside each video NAME.landmarks.npy (frames, 68 points, x and y,
-in pixels as shown, 25 a second) or `pip install -e ".[lips]"`, and `--features inception`.
-NAME.png beside a video is the picture it was made from, NAME.crop.csv (left,top,side) the square to
-look at; a vocalisation in its name (laugh_3.mp4) says what is to be seen. What cannot be measured
-is left out, with a line that says why.
+in pixels as shown, 25 a second) or `pip install -e ".[lips]"`, and `--features inception`. NAME.png
+beside a video is the picture it was made from, NAME.crop.csv (left,top,side) its square, and a
+vocalisation in its name (laugh_3.mp4) is looked for. What cannot be measured is told, with why.
 """
 
 import json

@@ -21,7 +21,7 @@ from stage import Config
 from tools import cli, prepare
 from tools.checkpoint import load_config, save_config, save_part
 from tools.cli import InputError
-from tools.media import read_audio, read_video, write_video
+from tools.media import read_audio, video_blocks, write_video
 from toy import world
 
 
@@ -34,7 +34,7 @@ def clips(cache: Path, frozen: Path, split: str = "train", **changes) -> Clips:
 def test_a_shard_holds_what_the_frozen_networks_make_of_a_video(cache, frozen):
     shard = load_file(cache / "shards/1.mp4.000.safetensors")
     model, path = KeyFace.load_frozen(frozen), cache.parent / "films/1.mp4"
-    video = read_video(path, 32)
+    video = np.concatenate([*video_blocks(path, 32)])
     images = torch.tensor(video).permute(0, 3, 1, 2) / 127.5 - 1
     posterior = model.vae.encode(images)
     tokens = model.audio(torch.tensor(read_audio(path)))
@@ -279,7 +279,7 @@ def test_long_videos_become_several_clips(frozen, tmp_path, monkeypatch):
 
 
 def test_the_drawn_world_writes_the_same_shards(frozen, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "DRAWN_TEST", 0)
+    monkeypatch.setattr(prepare, "DRAWN_TEST", 1)
     source = prepare.DrawnWorld(1, load_config(Config, frozen))
     prepare.prepare(source, tmp_path, frozen, workers=1)
     made = clips(tmp_path, frozen)

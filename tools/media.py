@@ -170,7 +170,7 @@ def read_audio(source: Path | str | np.ndarray) -> np.ndarray:
 
     Returns (L,) float32 in [-1, 1] at 16 kHz, L >= 1, mixed to one channel: the mean of two, more
     first mixed to stereo by their places. The sound of a video begins where the video's clock does,
-    with silence if it comes late: sample 640 t belongs to frame t of `read_video`. Sound alone
+    with silence if it comes late: sample 640 t belongs to frame t of `video_blocks`. Sound alone
     begins with its first sample. Of damaged files what can be decoded is used, with a warning.
     """
     notes = []
@@ -400,11 +400,6 @@ def video_blocks(path: Path | str, size: int, square: tuple[int, int, int] | Non
         warn(f"{path}: cut off or damaged; {count} frames at {FPS} a second can be used")
     if re.search(r"Stream #.*Video:.*(smpte2084|arib-std-b67)", report):
         warn(f"{path}: is HDR and used as if it were not, with pale colours; convert it to SDR")
-
-
-def read_video(path: Path | str, size: int) -> np.ndarray:
-    """All frames of `video_blocks`: (N, size, size, 3) uint8."""
-    return np.concatenate(list(video_blocks(path, size)))
 
 
 # ----------------------------------------------------------------------------------------- writing

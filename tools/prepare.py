@@ -477,7 +477,7 @@ def prepare(source: Source, cache: Path, weights: Path,
     save_text(cache / "manifest.json", json.dumps(manifest, indent=1) + "\n")
     for held_out, purpose in ((False, "to learn from"), (True, "to be measured on")):
         of = [r for i, r in enumerate(records) if source.held_out(i) == held_out]
-        if of and not any(r["clips"] for r in of):
+        if not any(r["clips"] for r in of):
             raise InputError(f"none of {len(of)} videos {purpose} can be used, as in "
                              f"{of[0]['left_out']}")
     if left_out := list(manifest["left_out"].values()):

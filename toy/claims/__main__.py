@@ -66,8 +66,9 @@ def gallery(out: Path) -> str:
                          f"[{name}.png]({name}.png)"])
             figures += (f"\n## {name}\n\n{claim.says} Reproduced if: {claim.rule} "
                         f"**{found['verdict'].capitalize()}**, with {found['made with']['clips']} "
-                        f"films (or n) a row. What the claim does not train is of the weights "
-                        f"{found['made with']['weights']}; the code is {found['version']}.\n\n"
+                        "films a row, if no column says otherwise. What it does not train is of "
+                        f"the weights {found['made with']['weights']}; the code is "
+                        f"{found['version']}.\n\n"
                         f"![{name}]({name}.png)\n\n{found['table']}")
         else:
             rows.append([name, claim.says, "not measured yet", "-", command, "-"])
@@ -91,7 +92,7 @@ cosine to the true film in the features of the judges' own lip reader, which is 
 *distance*: Frechet distance of frames, as the judges see them. *sharpness*: over the true film's
 after the autoencoder. *likeness*: cosine of the judge's embedding to the person's. *smeared*: share
 of frames less sharp than {SMEARED} of the keyframes around them, of which the truth has some, too.
-*seconds*: of a core, for one of film; each table is of another machine. *NSV*: share of
+*seconds*: of a core, for one of film; tables may be of different machines. *NSV*: share of
 vocalisations that are recognised. *Ceiling*: the true film after the autoencoder. *Strangers*: the
 film of another clip, which knows nothing. Weights are named by a hash of their folder.
 
