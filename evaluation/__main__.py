@@ -1,6 +1,6 @@
 """The paper's metrics for any videos: `python -m evaluation GENERATED --truth TRUE`.
 
-Both are a video each, or folders of videos that are paired by name (a.mp4 with a.mov). A table is
+Each is a video or a folder of videos, which are paired by name (a.mp4 with a.mov). A table is
 printed and written to --out (evaluation.md, .json), with curves over time (curves.csv, .png). In
 brackets stand 95 % intervals over the n videos (of a single one over its parts, two seconds long).
 

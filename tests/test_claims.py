@@ -122,8 +122,6 @@ def test_a_film_that_is_the_truth_gets_the_best_figures(monkeypatch):
     monkeypatch.setattr(measuring, "truth", lambda *_: (clips, films, ceiling))
     monkeypatch.setattr(measuring, "pool", lambda: None)
     monkeypatch.setattr(measuring, "made", lambda *_: films)
-    monkeypatch.setattr(measuring, "loaded", lambda _: SimpleNamespace(
-        config=SimpleNamespace(keyframe=SimpleNamespace(spacing=13))))
     best = measure(cli.WEIGHTS, 3)
     for name, one in {"jaw": 1, "width": 1, "LipScore": 1, "sharpness": 0.8, "likeness": 1,
                       "smeared": 0, "seconds": 2}.items():
@@ -137,6 +135,32 @@ def test_a_film_that_is_the_truth_gets_the_best_figures(monkeypatch):
     monkeypatch.setattr(measuring, "made", lambda *_: films[1:] + films[:1])
     other = measure(cli.WEIGHTS, 3)
     assert max(other["jaw"]) < 0.7 and max(other["LipScore"]) < 0.99
+
+
+def test_a_film_is_of_the_model_and_the_setting_that_are_measured(monkeypatch, tmp_path):
+    """A claim would otherwise compare one model with itself. The judges are the shipped ones."""
+    variant, asked = tmp_path / "variant", []
+    variant.mkdir()
+    save_config(small(), variant)
+    clip = SimpleNamespace(wave=np.zeros(1280), emotion=np.zeros((2, 2)), seed=5)
+
+    def animate(face, wave, emotion, **settings):
+        assert wave is clip.wave and emotion is clip.emotion
+        asked.append((face, settings))
+        return iter(np.zeros((2, 16, 16, 3), np.uint8))
+
+    monkeypatch.setattr(measuring, "loaded", lambda folder: SimpleNamespace(
+        size=folder.name, animate=animate))
+    monkeypatch.setattr(measuring, "face_of", lambda clip, size, number: f"face for {size}")
+    monkeypatch.setattr(measuring, "judges_of", lambda path: asked.append(path))
+    monkeypatch.setattr(measuring, "look", lambda judges, video: Look(*[np.array(video)] * 4))
+    monkeypatch.setattr(measuring, "truth", lambda *_: ([clip], [], []))
+    monkeypatch.setattr(measuring, "pool", lambda: None)
+    monkeypatch.setattr(measuring, "made", lambda _, do, tasks, __: [do(*task) for task in tasks])
+    monkeypatch.setattr(measuring, "figures_of", lambda seen, *_: {"films": [len(seen)]})
+    assert measure(variant, 1, {"steps": 2}, shipped=cli.WEIGHTS) == {"films": [1]}
+    assert asked == [("face for variant", {"seed": 5, "steps": 2}),
+                     cli.WEIGHTS / "judges.safetensors"]
 
 
 def test_the_chained_baseline_is_told_its_own_last_frame(monkeypatch):
@@ -256,8 +280,9 @@ def emotions(judged: np.ndarray) -> dict:
             for i in range(12)}
 
 
-def long(ours: float, own: float, chained: float, told: float = 0.0) -> dict:
-    """By how much films rise in a minute; chained ones by all at once, in five seconds."""
+def long(ours: float, own: float, chained: float, told: float = 0.0, level: float = 5.0) -> dict:
+    """By how much films, which begin `level` farther away than the truth, rise in a minute; chained
+    ones by all at once, in five seconds."""
     parts, t = {}, np.arange(600)
     for name, rises in (("ours", ours * t / 60), (OWN, own * t / 60), ("longest", ours * t / 60),
                         (CHAINED, chained * np.minimum(t, 5) / 5),
@@ -265,7 +290,7 @@ def long(ours: float, own: float, chained: float, told: float = 0.0) -> dict:
         seconds = 600 if name == "longest" else 120
         for i in range(6):
             truth = 5 + np.random.default_rng(i).random(seconds)
-            parts[f"{name} {i}"] = {"film": (truth + 5 + rises[:seconds]).tolist(),
+            parts[f"{name} {i}"] = {"film": (truth + level + rises[:seconds]).tolist(),
                                     "truth": truth.tolist()} | (STRIP if i == 0 else {})
     return parts
 
@@ -281,8 +306,10 @@ def long(ours: float, own: float, chained: float, told: float = 0.0) -> dict:
     ("guidance", guidance(-1, 0.01), NOT),
     ("emotions", emotions(sampled.asked()), REPRODUCED),
     ("emotions", emotions(0 * sampled.asked() + 0.3), NOT),      # it stays as it is
-    ("long", long(0.2, 1.0, 4.0), REPRODUCED),                   # by .4 of 5; 1.9 against 4
-    ("long", long(0.4, 1.0, 4.0), NOT),                          # by .7
+    ("long", long(0.2, 1.0, 4.0), REPRODUCED),                   # by .37; 1.9 against 4
+    ("long", long(0.4, 1.0, 4.0), NOT),                          # by .73
+    ("long", long(-9.0, 1.0, 4.0), NOT),                         # from 4 above truth to 12 below
+    ("long", long(0.0, 0.0, 80.0, level=-30), REPRODUCED),       # nearer than the truth, and stays
     ("long", long(0.2, 1.0, 4.0, 4.0), NONE),                    # no farther than if told the truth
     ("long", long(0.0, 0.0, 0.0), NONE),
     ("long", long(0.0, 1.0, 0.0), NOT)])
@@ -369,7 +396,7 @@ def test_the_gallery_is_made_of_what_is_kept(tmp_path, weights, capsys):
         "| [steps](#steps)"]
     others = [name for name in command.CLAIMS if name != "steps"]
     assert all("not measured yet" in rows[f"| {name}"] for name in others)
-    assert "**Reproduced**, with 7 films" in text and "![steps](steps.png)" in text
+    assert "**Reproduced**, from 7 films" in text and "![steps](steps.png)" in text
 
 
 def test_a_claim_that_is_only_judged_again_is_of_the_same_code(tmp_path, weights, monkeypatch):

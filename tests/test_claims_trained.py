@@ -326,7 +326,12 @@ def test_a_table_and_a_picture(tmp_path):
     sounds = ABLATIONS[0]
     parts = parts_of(sounds, {"both": 0.1})
     _, seen, table = trained.judge_variants(sounds, parts)
-    assert "LipScore, both less BEATs alone: 0.1, by pairs of seeds 0.1, 0.09, 0.11, 0.1: " in seen
+    assert "LipScore, both minus BEATs alone: 0.1, by pairs of seeds 0.1, 0.09, 0.11, 0.1: " in seen
+    also = seen.partition("not judged, but different, both minus BEATs alone: ")[2].split(";")[0]
+    assert {each.split(" ")[0] for each in also.split(", ")} == (
+        {"jaw", "width", "rounding", "sharpness", "likeness", "smeared", "NSV", "distance"})
+    assert "not judged" not in trained.judge_variants(sounds, parts_of(sounds, {
+        "both 0": 0.3, "both 1": -0.3}))[1]  # seeds do not agree
     assert "seconds" not in table  # which may be of several machines
     trained.draw_variants(sounds, tmp_path / "sounds.png", parts)
     assert (tmp_path / "sounds.png").read_bytes().startswith(b"\x89PNG")

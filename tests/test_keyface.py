@@ -466,6 +466,42 @@ def test_copies_of_a_shared_frame_are_averaged_at_each_step_or_only_at_the_end(
     assert len(apart) == 3 and (max(apart) == 0 if average_shared else min(apart) > 0.01)
 
 
+def test_each_window_and_segment_has_its_own_noise_and_each_network_its_conditions(brief,
+                                                                                   monkeypatch):
+    """Of two groups: three windows of 4 keyframes (stage 0), then 4 and 2 segments (stage 1); the
+    bad model has audio projections of its own."""
+    drawn, levels, config = [], [], brief.config
+    bad = stage(config.interp, seed=7)
+    monkeypatch.setattr(brief, "interp_bad", bad)
+    monkeypatch.setattr(brief, "config", replace(
+        config, interp=replace(config.interp, sigma_max=70.0)))
+    noise, schedule = diffusion.seeded_noise, diffusion.schedule
+    monkeypatch.setattr(diffusion, "seeded_noise",
+                        lambda *asked: drawn.append(asked[:3]) or noise(*asked))
+    monkeypatch.setattr(diffusion, "schedule",
+                        lambda *asked: levels.append(asked) or schedule(*asked))
+    known = {}
+    for name, one in (("good", brief.interp), ("bad", bad)):
+        def conditions(*asked, name=name, make=one.conditions):
+            known.setdefault(name, []).append(make(*asked))
+            return known[name][-1]
+
+        def denoise(x, sigma, given, name=name, run=one.denoise):
+            own, other = (known[each][-1].context for each in (name, {"good": "bad"}.get(
+                name, "good")))
+            rows = given.context.flatten()
+            assert torch.isin(rows, own).all() and not torch.isin(rows, other).all()
+            return run(x, sigma, given)
+
+        monkeypatch.setattr(one, "conditions", conditions)
+        monkeypatch.setattr(one, "denoise", denoise)
+    assert len(list(brief.animate(IMAGE, sound(0.72), steps=1, seed=5, autoguidance=2.0))) == 18
+    assert [asked for asked in drawn if asked[1] == 0] == [(5, 0, i) for i in range(2)]
+    assert [asked for asked in drawn if asked[1] == 1] == [(5, 1, i) for i in range(6)]
+    assert set(levels) == {(1, config.keyframe.sigma_max), (1, 70.0)} and levels[0][1] != 70
+    assert len(known["bad"]) == len(known["good"]) == 2
+
+
 def test_a_longer_sound_begins_with_the_same_film(brief):
     """What comes after the next window and its last chunk of sound changes nothing: three
     groups of 12 frames hear window 3, which ends at frame 45, and chunks that end 24 frames later,

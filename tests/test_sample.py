@@ -102,7 +102,7 @@ ASKED = []                  # what each film of `Model` was asked for: samples, 
 
 class Model:
     """Stands in for the real one: grey frames that know their number."""
-    size, interp_bad = 64, None
+    size, interp_bad, loaded = 64, None, None   # the last: how it was asked for
     config = SimpleNamespace(steps=10, id_guidance=1.5, audio_guidance=2, autoguidance=1)
     trouble = None          # raised after 5 frames
 
@@ -122,7 +122,8 @@ def run(files, tmp_path, monkeypatch, capsys):
     """Runs the command with the stand-in model; returns exit status and what it said on stderr."""
     def run(*flags, unlike=None, **options):
         monkeypatch.setattr(Model, "unlike", lambda *_: unlike, raising=False)
-        monkeypatch.setattr(released, "load", lambda *_: Model())
+        monkeypatch.setattr(released, "load",
+                            lambda *asked: setattr(Model, "loaded", asked) or Model())
         options = {"image": files / "good.png", "audio": files / "good.wav",
                    "out": tmp_path / "film.mp4", "device": "cpu", **options}
         argv = [f"--{name.replace('_', '-')}" for name in flags]
@@ -133,7 +134,7 @@ def run(files, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_the_film_is_the_one_that_was_asked_for(run, files, tmp_path):
+def test_the_film_is_the_one_that_was_asked_for(run, files, tmp_path, monkeypatch):
     own = {"steps": 10, "id_guidance": 1.5, "audio_guidance": 2, "seed": 0}
     for options, emotion, settings in (
             ({}, "neutral", own),
@@ -146,6 +147,12 @@ def test_the_film_is_the_one_that_was_asked_for(run, files, tmp_path):
         assert status == 0 and ASKED == [(samples, emotion, settings)], said
         side = options.get("size", 256)
         assert f"{side}x{side}" in probe(tmp_path / "film.mp4")[0]
+        assert Model.loaded == (cli.WEIGHTS, "cpu", False)
+    monkeypatch.setattr(Model, "interp_bad", object())  # there is something to be guided away from
+    for asked, weight in ({}, 1), ({"autoguidance": 3.5}, 3.5):
+        ASKED.clear()
+        assert run("low_memory", **asked)[0] == 0 and Model.loaded[2] is True
+        assert ASKED[0][2] == own | {"autoguidance": weight}
 
 
 def test_a_strange_picture_is_told_and_animated(run, tmp_path):

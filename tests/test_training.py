@@ -125,6 +125,44 @@ def test_a_resumed_training_is_exact(frozen, tmp_path, train):
     twice = train(train_interp, parted, "--steps=4", "--resume")
     assert once["step"] == twice["step"] == 4
     assert equal(once["stage"], twice["stage"]) and equal(once["average"], twice["average"])
+    for out in (whole, parted):  # the bad model of autoguidance is of the first step after a fifth
+        assert load_metadata(out / "interp_bad.safetensors")["step"] == "1"
+
+
+def test_a_training_by_the_clock_goes_on_with_its_time_and_its_curves(frozen, tmp_path, train,
+                                                                      monkeypatch):
+    out, ticks = copy(frozen, tmp_path / "out"), itertools.count()
+    monkeypatch.setattr(training, "save_metrics", METRICS)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    half = train(train_interp, out, "--minutes=1", stop=6)
+    assert 15 < half["seconds"] < 50
+    kept = load_metrics(out / "interp.csv")
+    METRICS(out / "interp.csv", [*kept, kept[-1] | {"step": 999}], None)  # of a run that was killed
+    best = out / "interp.best.safetensors"
+    save_part(best, load_file(best), held_out=0.0)
+    before = next(ticks)
+    end = train(train_interp, out, "--minutes=1", "--resume")
+    assert next(ticks) - before < 60 <= end["seconds"] < 70  # of the minute a part was left
+    rows = load_metrics(out / "interp.csv")
+    assert rows[:len(kept)] == kept and len(rows) > len(kept)
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)) and steps[-1] == end["step"]
+    assert load_metadata(best)["held_out"] == "0.0"  # none was as good since
+
+
+def test_a_training_reads_scaled_latents_of_its_own_splits(frozen, cache, monkeypatch):
+    monkeypatch.setattr(training, "HELD_OUT", 2)
+    model = KeyFace(load_config(Config, frozen))
+    model.vae.config = replace(model.vae.config, latent_mean=(1.0, 2.0, 3.0, 4.0),
+                               latent_std=(0.5, 1.0, 2.0, 4.0))
+    args = SimpleNamespace(data=cache, out=frozen, clips=0, seed=3)
+    clips, held_out = training.open_data(args, model, model.keyframe,
+                                         training.Processes(0, 1, torch.device("cpu")))
+    for split, found, seed in (("train", clips.batch(2, 0), 3), ("test", held_out, 0)):
+        raw = Clips(cache, split, model.config.keyframe, lambda z: z, frozen, seed).batch(2, 0)
+        mean, std = (torch.tensor(x)[:, None, None] for x in ([1., 2, 3, 4], [.5, 1, 2, 4]))
+        torch.testing.assert_close(found.latents, (raw.latents - mean) / std)
+        torch.testing.assert_close(found.identity, (raw.identity - mean) / std)
 
 
 def test_interpolation_is_told_both_ends_of_its_windows_whole_or_in_parts(frozen, tmp_path, train,
@@ -167,16 +205,28 @@ def test_training_learns_and_saves(frozen, cache, tmp_path, train, monkeypatch):
 
 
 def test_a_share_of_the_windows_has_the_pixel_loss(frozen, tmp_path, train, monkeypatch):
-    """But every part of a batch that is worked in parts has a picture."""
-    out, seen, read = copy(frozen, tmp_path / "out"), [], Windows.pictures
+    """But every part of a batch that is worked in parts has a picture. Each is of the frame whose
+    latents are decoded, of the same window; and the identity is none of the window's frames."""
+    out, seen, forward = copy(frozen, tmp_path / "out"), [], Stage.forward
     config = load_config(Config, out)
     config.keyframe.pixel_share = 0.5
     save_config(config, out)
-    monkeypatch.setattr(Windows, "pictures",
-                        lambda self, count, frame: read(self, seen.append(count) or count, frame))
-    train(train_keyframe, out, "--batch=4", "--steps=1")
-    train(train_keyframe, out, "--batch=4", "--steps=1", "--accumulate=4")
-    assert seen == [2, 4]
+
+    def looking(self, vae, x0, identity, tokens, emotion, draws, pixels, frame, *rest):
+        times = 100 * emotion[:len(pixels), frame, 0]  # see conftest.films
+        shades = (pixels.mean((1, 2, 3)) + 1) * 127.5
+        assert torch.allclose((shades - 40) / 2, times, atol=1.5)
+        assert not (identity[:, None] == x0).flatten(2).all(-1).any()
+        seen.append((len(x0), len(pixels), frame))
+        return forward(self, vae, x0, identity, tokens, emotion, draws, pixels, frame, *rest)
+
+    monkeypatch.setattr(Stage, "forward", looking)
+    asked = "--batch=4", "--steps=2", "--spatial=0"
+    train(train_keyframe, out, *asked)
+    for parts in (2, 4):
+        train(train_keyframe, out, *asked, f"--accumulate={parts}")
+    assert [each[:2] for each in seen] == [(4, 2)] * 2 + [(2, 1)] * 4 + [(1, 1)] * 8
+    assert len({frame for *_, frame in seen}) > 1
 
 
 def overflow(monkeypatch, steps: range) -> None:

@@ -18,7 +18,7 @@ from tools.checkpoint import load_config, read_json, save_text
 from tools.cli import WEIGHTS, InputError, number
 from tools.stats import FEW
 from toy.claims import sampled, trained
-from toy.claims.measure import Claim, Kept, markdown
+from toy.claims.measure import SPEECH, Claim, Kept, markdown
 from toy.claims.variants import STEPS
 from toy.evaluation.stats import SMEARED
 
@@ -65,10 +65,10 @@ def gallery(out: Path) -> str:
             rows.append([f"[{name}](#{name})", claim.says, found["seen"], found["verdict"], command,
                          f"[{name}.png]({name}.png)"])
             figures += (f"\n## {name}\n\n{claim.says} Reproduced if: {claim.rule} "
-                        f"**{found['verdict'].capitalize()}**, with {found['made with']['clips']} "
-                        "films a row, if no column says otherwise. What it does not train is of "
-                        f"the weights {found['made with']['weights']}; the code is "
-                        f"{found['version']}.\n\n"
+                        f"**{found['verdict'].capitalize()}**, from {found['made with']['clips']} "
+                        "films of a model, if no column says otherwise. All that is not trained "
+                        f"for this claim is of the weights {found['made with']['weights']}; the "
+                        f"code is {found['version']}.\n\n"
                         f"![{name}]({name}.png)\n\n{found['table']}")
         else:
             rows.append([name, claim.says, "not measured yet", "-", command, "-"])
@@ -78,23 +78,40 @@ def gallery(out: Path) -> str:
 
 Each claim is put to the test in the drawn world, over people, sentences and voices of the test
 split. The verdict follows by a rule that was written down before (`toy/claims/`); in brackets are
-95 % intervals over films (of the share in `emotions` over stretches, of slopes in `long` over
-time). *No difference seen*: the interval, or a pair of seeds, does not lie on one side of the
-limit. *Undecided*: the same where the limit is not 0, or a model that has not learned to hear.
-`python -m toy.claims` measures what is missing and writes this page.
+95 % intervals over films (of the share in `emotions` over stretches). A difference is seen where
+the interval, and each pair of seeds, lie on one side of the rule's limit. *No difference seen*:
+they lie on both sides of 0. *Undecided*: they lie on both sides of a limit that is not 0, or the
+model has not learned to follow the sound, so that its films tell nothing. A claim of several parts
+gets the weakest of their verdicts: *not reproduced*, then *undecided*, *no difference seen*,
+*reproduced*. Where there is no difference at all, the pairs of two seeds still agree by chance in
+one of six cases, or one of three, whichever side is said to be better. `python -m toy.claims`
+measures what is missing and writes this page.
 
-What a claim trains has learned for {STEPS} steps a stage (twice that in `mask` and in `long`'s
-chained model) and is guided by no bad model. All else is of the shipped weights: other stages and
-tables, and *ours* and *longest* in `long`. So compare rows of one table only.
+Models that are trained for a claim learn for {STEPS} steps a stage (twice as long in `mask` and for
+`long`'s chained model) and are sampled without a bad model (in `long` without guidance by the
+identity, too). The stages that a claim does not train, and *ours* and *longest* in `long`, are
+those of the shipped weights. So compare rows of one table only. In `spacing` all see as many frames
+a step, so a wider spacing sees fewer segments, which are longer; guidance and steps are those that
+were chosen for 13; and the last window reaches beyond the film where the spacing does not divide
+it, which is 7 frames of 14 for 7, 2 for 13 and 1 for 26.
+
+Films of speech last {SPEECH:g} seconds (in `emotions` {sampled.LASTS:g}, in `spacing` a window of
+its longest spacing, in `long` as its table says). The figures are of them; those of *NSV* are of
+others, {trained.NSV} of each vocalisation. Steps are evaluations of the network, but 10 stands for
+the published table of 11 levels.
 
 *jaw*, *width*, *rounding*: correlation of the mouth with the true one along time. *LipScore*:
 cosine to the true film in the features of the judges' own lip reader, which is not the paper's.
 *distance*: Frechet distance of frames, as the judges see them. *sharpness*: over the true film's
 after the autoencoder. *likeness*: cosine of the judge's embedding to the person's. *smeared*: share
-of frames less sharp than {SMEARED} of the keyframes around them, of which the truth has some, too.
-*seconds*: of a core, for one of film; tables may be of different machines. *NSV*: share of
-vocalisations that are recognised. *Ceiling*: the true film after the autoencoder. *Strangers*: the
-film of another clip, which knows nothing. Weights are named by a hash of their folder.
+of frames less sharp than {SMEARED} of the keyframes around them, wherever a model has these; the
+truth has some, too.
+*seconds*: processor time for one second of film; tables may be of different machines. *NSV*: share
+of vocalisations that are recognised. *asked*: valence and arousal, from -1 to 1; beside them what
+the judge reads, in the last of the three seconds in which an emotion is held. *nearest*: share of
+these stretches. *Ceiling*: the true film after the autoencoder. *Strangers*: that of another clip,
+which is what one gets without hearing. Weights are named by a hash of their folder, the code by its
+commit (*dirty*: with changes that were not committed).
 
 {markdown(head, rows)}{figures}"""
 
