@@ -3,6 +3,7 @@ the truth itself, moved, blurred, frozen, by another person."""
 
 import json
 import math
+import re
 import subprocess
 from dataclasses import replace
 
@@ -92,7 +93,9 @@ def test_each_fault_moves_its_metric(seen):
     assert seen["frozen"][clips] > seen["late"][clips]
     assert seen["another"][likeness] < 0.7 and seen["late"][likeness] > 0.9
     assert seen["blurred"][sharp] < 0.8 * true[sharp]
-    assert seen["another"]["opening of the mouth, correlation with the truth's"] > 0.8
+    follows = "opening of the mouth, correlation with the truth's"
+    assert seen["another"][follows] > 0.8
+    assert seen["frozen"][follows] == 0 and late not in seen["frozen"]  # it has no lag
 
 
 def test_sharpness_of_waves():
@@ -136,6 +139,7 @@ def test_what_is_no_drawn_face_is_left_out(tmp_path, capsys):
     assert cli.run(command.main, [str(tmp_path / "a.mp4"), "--truth", str(tmp_path / "b.mp4"),
                                   "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
+    assert "no video over a second has both" in said
     for reason in ("LipScore: the faces are not drawn ones; give --lip-reader FILE.pth",
                    "give --features inception", "identity and NSV accuracy"):
         assert said.count(reason) == 1
@@ -185,6 +189,63 @@ def test_the_parts_of_a_single_video_are_resampled():
     assert [one["low"], one["high"]] == pytest.approx([0.5 - reach, 0.5 + reach])
     assert two["low"] == two["high"] == 0.5
     assert show(one) == "0.5 (-0.419 to 1.42)" and show(value) == "3"
+
+
+def long_film(n: int = 1250, **more: np.ndarray) -> watch.Seen:
+    """What would be seen of a film of 50 seconds, of which only `more` matters."""
+    sharp = more.pop("sharpness", np.ones(n))
+    return replace(watch.Seen("film.mp4", SIZE, sharp, *[None] * 6), **more)
+
+
+def test_the_first_and_the_last_ten_seconds():
+    found = command.Measured([(long_film(likeness=np.linspace(1, 0, 1250)), None)], None)
+    found.first_and_last("likeness", "higher", "likeness")
+    whole, first, last = (row["generated"]["value"] for row in found.rows)
+    assert [row["metric"] for row in found.rows[1:]] == [
+        "likeness, first ten seconds", "likeness, last ten seconds"]
+    assert (whole, first, last) == pytest.approx((0.5, 0.9, 0.1), abs=1e-3)
+
+
+def test_the_slope_of_the_distance_is_a_minutes(monkeypatch):
+    """Of windows whose distance is the second in which they begin."""
+    monkeypatch.setattr(frechet, "over_time", lambda features, whole, window, hop: (
+        np.arange(0, len(features) - window + 1, hop) / FPS))
+    seen = long_film(features=lambda: np.random.default_rng(0).normal(size=(1250, 3)))
+    found = command.Measured([(seen, seen)], None)
+    found.distances("toy")
+    rows = {row["metric"]: row for row in found.rows}
+    assert rows["its slope, a minute"]["generated"]["value"] == pytest.approx(60)
+    assert any(line.startswith("halves of the truth, Frechet distance of frames (toy): it is")
+               for line in found.left)  # of one true film there are no two halves
+
+
+def test_mouths_follow_the_sound_and_leak_by_landmarks():
+    """An opening that is the loudness two frames later; then one that is open in 3 of 10 frames."""
+    sound = np.random.default_rng(0).uniform(0, 1, 1250)
+    found = command.Measured([(long_film(loudness=sound, opening=np.roll(sound, 2)), None)], None)
+    found.sync()
+    rows = {row["metric"]: row["generated"]["value"] for row in found.rows}
+    assert rows["opening of the mouth, frames after loudness, up to 8"] == 2
+    assert abs(rows["opening of the mouth, correlation with loudness"]) < 0.1
+    opening = np.tile([0.06] * 3 + [0.04] * 7, 125)
+    silent = long_film(loudness=np.zeros(1250), opening=opening, points=np.zeros((1250, 68, 2)))
+    found = command.Measured([(silent, None)], None)
+    found.lip_leak()
+    assert found.rows[0]["generated"]["value"] == pytest.approx(0.3)
+
+
+def test_videos_of_another_rate_or_length_and_without_sound(tmp_path, capsys):
+    """They are used, and it is told."""
+    for name, rate, frames_ in (("a", 30, 45), ("b", 25, 30)):
+        subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i",
+                        f"testsrc=size=64x64:rate={rate}", "-frames:v", str(frames_), "-pix_fmt",
+                        "yuv420p", str(tmp_path / f"{name}.mp4")], check=True)
+    assert cli.run(command.main, [str(tmp_path / "a.mp4"), "--truth", str(tmp_path / "b.mp4"),
+                                  "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert re.search("warning: .*a.mp4: has 30 frames a second and is looked at at 25", said.err)
+    assert "warning: 1 videos are not as long as the truth" in said.err
+    assert "with loudness: no video over a second has both" in said.out
 
 
 def test_vocalisations_are_counted(tmp_path):
