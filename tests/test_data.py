@@ -1,6 +1,7 @@
 """Clips on disk: what stands in a cache, the windows that are cut from it, and what it refuses."""
 
 import json
+import pickle
 import shutil
 import subprocess
 from collections import Counter
@@ -201,6 +202,35 @@ def test_folders_and_patterns_that_cannot_be_used(tmp_path, names, pattern, line
         prepare.Videos(tmp_path, 64, speakers=pattern)
     with pytest.raises(InputError, match="no such folder"):
         prepare.Videos(tmp_path / "nothing", 64)
+
+
+def test_a_clip_is_of_the_kind_that_is_heard_longest(tmp_path):
+    """But for speech; and a table that ends long before the video is refused."""
+    folder, rows = films(tmp_path / "films", [60, 30]), []
+    for t in range(60):
+        kind = "speech" if t < 30 else "sigh" if t < 40 else "laugh"
+        rows.append(f"{t / 25},0,0,{kind}")
+    table = folder / "0.csv"
+    table.write_text("\n".join(["seconds,valence,arousal,kind", *rows]))
+    source = prepare.Videos(folder, 32)
+    assert [piece.kind for piece in source.pieces(0)] == ["laugh"]
+    table.write_text("\n".join(["seconds,valence,arousal,kind", *rows[:20]]))
+    with pytest.raises(InputError, match="0.csv: ends at 0.76 s of 2.4 or more; give rows up to"):
+        list(source.pieces(0))
+
+
+def test_the_command_hands_on_what_it_is_asked_for(tmp_path, monkeypatch, frozen):
+    """The source goes to other processes, too."""
+    folder, asked = films(tmp_path / "films", [3, 4]), []
+    monkeypatch.setattr(prepare, "prepare", lambda *given: asked.extend(given) or {"clips": []})
+    data.main([str(folder), f"--out={tmp_path / 'cache'}", f"--init={frozen}", "--crop=8,4,32",
+               "--speakers=.", "--workers=3"])
+    source, *others = asked
+    assert others == [tmp_path / "cache", frozen, 3]
+    assert source.square == (8, 4, 32) and source.size == 32 and source.speakers == ["0", "1"]
+    sent = pickle.loads(pickle.dumps(source))
+    for mine, theirs in zip(source.pieces(1), sent.pieces(1), strict=True):
+        assert np.array_equal(mine.pictures, theirs.pictures) and len(mine.pictures) == 4
 
 
 def test_nobody_is_both_learned_from_and_held_out(tmp_path):

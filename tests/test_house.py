@@ -5,6 +5,7 @@ starts by other means (`python -m ...`, a name put together at run time) is not 
 """
 
 import ast
+import symtable
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -103,6 +104,46 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
     except CycleError as error:
         return error.args[1]
     return []
+
+
+@cache
+def names_in(text: str) -> set[str]:
+    """What the text of a module defines or imports at its outermost level."""
+    table = symtable.symtable(text, "", "exec")
+    return {name.get_name() for name in table.get_symbols()
+            if name.is_assigned() or name.is_imported() or name.is_namespace()}
+
+
+def missing(modules: dict[str, str]) -> list[str]:
+    """What modules ask of each other that is not there, by its own name or as `module.name`."""
+    found = set()
+    for module, text in modules.items():
+        asked, known_as = asked_for(text), {}
+        for outer, name in asked:
+            if (inner := f"{outer}.{name}".rstrip(".")) in modules:
+                known_as[name or outer] = inner
+            elif outer in modules and name not in names_in(modules[outer]):
+                found.add(f"{module}: {outer}.{name}")
+        nodes = list(ast.walk(ast.parse(text)))
+        for node in nodes:  # a name that is also a variable's may be either
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                known_as.pop(node.id, None)
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                outer, name = known_as.get(node.value.id), node.attr
+                if outer and name not in names_in(modules[outer]) and not name.startswith("__"):
+                    found.add(f"{module}: {outer}.{name}")
+    return sorted(found)
+
+
+def test_what_modules_ask_of_each_other_is_there():
+    """Also in scripts that no test runs."""
+    modules = sources()
+    assert missing(modules) == []
+    for module, line in (("bench.hour", "from tools.media import nothing"),
+                         ("walk", "from tools import media\nmedia.nothing()")):
+        name = "tools.media.nothing"
+        assert missing(modules | {module: modules[module] + f"\n{line}\n"}) == [f"{module}: {name}"]
 
 
 def test_each_module_of_the_root_has_its_row():

@@ -203,6 +203,19 @@ def test_parts_that_are_not_there(hub, published, tmp_path, capsys, monkeypatch,
     assert not (tmp_path / "out" / "config.json").exists()
 
 
+def test_the_command_takes_the_parts_and_the_size_that_fit_each_other(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(pretrained, "make", lambda *asked: made.append(asked))
+    own = ["--vae=mine", "--config=tiny"]
+    for options, size, vae, svd in (([], "small", pretrained.SOURCES["vae"], None),
+                                    (["--svd=theirs"], "full", "theirs", "theirs"),
+                                    (["--svd=theirs", *own], "tiny", "mine", "theirs")):
+        pretrained.main([str(tmp_path), *options])
+        out, config, parts, given = made.pop()
+        assert (out, config, given) == (tmp_path, scaling.named_config(size), svd)
+        assert parts == pretrained.SOURCES | {"vae": vae}
+
+
 # ---- SVD's network ------------------------------------------------------------------------------
 
 
