@@ -1,5 +1,6 @@
 """The evaluation's statistics against numpy's and against closed forms."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from evaluation.watch import sharpness
 from keyface import Plan
 from tools import stats
+from toy.evaluation import __main__ as evaluation
 from toy.evaluation import report
 from toy.evaluation.__main__ import (
     Seen,
@@ -150,6 +152,52 @@ def test_the_table_tells_models_apart(speech):
     assert errors(seen["drawn"], clips) == pytest.approx(np.zeros(17))
 
 
+def test_control_films_are_of_other_sounds_curves_and_people(monkeypatch, tmp_path):
+    """And the gallery shows the people in other clothes than the pictures films are made from."""
+    found = evaluation.material(4, 1, 16)
+    assert [clip.seed for clip in found.heard] == [clip.seed for clip in found.speech[1:]] + [
+        found.speech[0].seed]
+    shift = other_curve(found.speech)
+    assert [clip.seed for clip in found.given] == [
+        found.speech[(i + shift) % 4].seed for i in range(4)]
+    asked = {}
+    monkeypatch.setattr(evaluation, "workers", lambda _: nullcontext())
+    monkeypatch.setattr(evaluation, "watch_truth", lambda *_: ({}, np.zeros(1)))
+    monkeypatch.setattr(evaluation, "watch", lambda judges, video: video)
+
+    def made(pool, function, tasks, what):
+        asked.update((task[-1], task[1:-1]) for task in tasks)
+        return ((number, 0.5) for *_, number in tasks)
+
+    monkeypatch.setattr(evaluation, "made", made)
+    args = SimpleNamespace(weights=None, long=0, out=tmp_path)
+    watched = evaluation.make_and_watch(found, args, None, 1)
+    assert watched.speech["generated"] == [0, 1, 2, 3] and watched.speech["control"] == [4, 5, 6, 7]
+    assert watched.speech["stranger"] == [1, 2, 3, 0]
+    kinds = len(found.nsv)
+    assert watched.nsv["generated"] == list(range(8, 8 + kinds)) and kinds == len(found.kinds)
+    assert watched.nsv["control"] == [*range(9, 8 + kinds), 8]
+    for i in range(4):
+        for number, wave, curve in ((i, found.speech[i], found.speech[i]),
+                                    (4 + i, found.speech[(i + 1) % 4], found.given[i])):
+            face, sound, emotion = asked[number]
+            assert face is found.faces[i] and sound is wave.wave and emotion is curve.emotion
+    for i, clip in enumerate(found.nsv):
+        assert asked[8 + i][0] is found.faces[4 + i] and asked[8 + i][1] is clip.wave
+
+    shown = []
+    monkeypatch.setattr(evaluation, "face_of", lambda clip, size, which: shown.append(
+        (clip.identity, which)) or np.zeros((16, 16, 3), np.uint8))
+    monkeypatch.setattr(evaluation, "watch", lambda judges, video: SimpleNamespace(
+        face=video[0].ravel()))
+    assert evaluation.gallery_of(None, found.speech, 16).shape == (100, 16 * 16 * 3)
+    people, which = zip(*shown)
+    assert set(which) == {1}  # portraits of films are number 0
+    own = np.stack([clip.identity for clip in found.speech])
+    same = (np.stack(people)[:, None] == own).mean(2)  # (100, 4): share of what makes a person
+    assert (np.diag(same) > 0.5).all() and (np.diag(same) < 1).all() and same[4:].max() < 0.5
+
+
 def test_the_table_is_written_as_measured():
     row = report.row("closed lips", "≥ 80 %", "%", {"generated": [1]}, lambda _: np.array(
         [[0.7993, 1.0], [0.7993, 1.0]]))
@@ -238,7 +286,9 @@ def test_eyes_that_differ_or_change_their_colour_show_in_the_table():
     assert [colour[c]["value"] for c in ("generated", "ceiling", "drawn")] == (
         pytest.approx([2, 1, 0.5]))
     assert colour["control"]["value"] > 10
-    seen["ceiling"] = [film(0, 0, 30, sharp=2)] * 2
+    for name, parts in (("generated", [9, 1, 3]), ("ceiling", [5, 2, 4])):  # pictures, eyes, mouths
+        seen[name] = [film(0, 0, 30, sharp=np.array(parts))] * 2
     eyes, mouths, smear = sharpness_rows(seen, {"generated": []}, 13)
-    assert eyes["generated"]["value"] == mouths["generated"]["value"] == 0.5
+    assert eyes["measure"].startswith("sharpness of eyes") and eyes["generated"]["value"] == 1 / 2
+    assert mouths["generated"]["value"] == 3 / 4
     assert smear["generated"]["value"] == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from audio import AudioConfig, AudioEncoder
+from audio import MARGIN, AudioConfig, AudioEncoder
 from tools import cli
 from tools.checkpoint import load_state, save_part
 from tools.media import FPS, FRAME_SAMPLES, write_video
@@ -237,6 +237,83 @@ def test_a_training_of_the_autoencoder_that_was_stopped_ends_as_one_that_was_not
     parts = trained("parts", resume=True)
     assert all(torch.equal(parts[name], value) for name, value in whole.items())
     assert not torch.equal(half["decoder.conv_in.weight"], whole["decoder.conv_in.weight"])
+
+
+def test_errors_at_mouth_and_eyes_weigh_more():
+    """Of one wrong pixel: its own error, 1 + 2, in its share of the weights, and four edges."""
+    grey, side = torch.zeros(1, 3, 100, 100), 100
+    around = 0.5 * 2 * 2 / (side * (side - 1))
+
+    def loss(y: int, x: int) -> float:
+        wrong = grey.clone()
+        wrong[..., y, x] = 1
+        return train_vae.reconstruction_loss(wrong, grey).item() - around
+
+    plain = loss(8, 8)
+    assert loss(75, 50) / plain == pytest.approx(train_vae.AT_MOUTH, rel=1e-3)
+    assert loss(42, 30) / plain == pytest.approx(train_vae.AT_EYES, rel=1e-3)
+    assert train_vae.reconstruction_loss(grey + 1, grey).item() == pytest.approx(3)
+
+
+def test_latents_are_scaled_to_unit_size():
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig.tiny())
+    pictures = train_vae.random_faces(np.random.default_rng(2), 6, 32)
+    vae.config = train_vae.normalised(vae, pictures)
+    with torch.no_grad():
+        x, z = vae.to_latents(pictures), vae.encode(pictures).mean
+    assert torch.allclose(x.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(x.std((0, 2, 3)), torch.ones(4), atol=1e-4)
+    assert torch.allclose(vae.unscale(x), z, atol=1e-5) and not torch.allclose(x, z, atol=0.1)
+
+
+def test_an_encoder_learns_the_labels_of_what_it_hears():
+    """The sound of frame t is the number t + 1 here, as are its labels."""
+    n = 40
+    clip = make_clip(3, seconds=n / FPS)
+    clip.wave = np.repeat(np.arange(1, n + 1, dtype=np.float32), FRAME_SAMPLES)
+    clip.event, clip.phoneme = np.arange(1, n + 1), np.repeat(np.arange(1, n + 1), 2)
+    clip.state = np.repeat(np.arange(1, n + 1, dtype=np.float32)[:, None], len(STATE), 1)
+    ends = set()
+    for seed in range(20):
+        sound, phoneme, event, state, heard = train_encoders.chunk_of(
+            clip, np.random.default_rng(seed), 20)
+        frames = sound[MARGIN:-MARGIN].view(20, FRAME_SAMPLES)
+        assert torch.equal(frames.amax(1), frames.amin(1)) and torch.equal(heard, frames[:, 0] > 0)
+        first = event[0].item()
+        ends.add(heard.all().item())
+        told = frames[heard, 0] / frames[0, 0] * first
+        for labels in (event[heard], phoneme[::2][heard], phoneme[1::2][heard], state[heard, 0]):
+            torch.testing.assert_close(labels.float(), told)
+        assert not any(labels[~heard].any() for labels in (event, state))
+    assert ends == {True, False}
+
+
+def test_a_head_that_knows_the_phonemes_around_a_token_has_no_loss():
+    """Features hold them as one-hot vectors, and the lips as they are."""
+    known, lips, offsets = len(voices.PHONEMES), len(train_encoders.LIPS), train_encoders.OFFSETS
+    draw, n = torch.Generator().manual_seed(0), 12
+    phoneme = torch.randint(known, (1, 2 * n), generator=draw)
+    state = torch.rand(1, n, len(STATE), generator=draw)
+    state[:, ::3, STATE.index("jaw")] = 0
+    reach = max(offsets)
+    around = torch.nn.functional.pad(phoneme, (reach, reach))
+    hot = [torch.nn.functional.one_hot(around[:, reach + o:reach + o + 2 * n], known)
+           for o in offsets]
+    seen = state[..., train_encoders.LIPS].repeat_interleave(2, 1)
+    features = torch.cat([*hot, seen], -1).float()
+    head = train_encoders.PhonemeHead(features.shape[-1])
+    for layer in (head.phonemes, head.lips, head.closed):
+        torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        head.phonemes.weight[:, :-lips] = 50 * torch.eye(len(offsets) * known)
+        head.lips.weight[:, -lips:] = torch.eye(lips)
+        jaw = train_encoders.LIPS.index(STATE.index("jaw"))
+        head.closed.weight[0, jaw - lips], head.closed.bias[0] = -9000, 9000 * train_encoders.SHUT
+        given = (features.unflatten(1, (n, 2)), None, phoneme, None, state, torch.ones(1, n).bool())
+        assert head.loss(*given).item() < 0.02
+        late = given[0].roll(1, 1)
+        assert head.loss(late, *given[1:]).item() > 1
 
 
 def test_a_training_of_an_encoder_that_was_stopped_ends_as_one_that_was_not(tmp_path, monkeypatch):
