@@ -2,8 +2,8 @@
 
 Each is a video or a folder of videos, which are paired by name (a.mp4 with a.mov). A table is
 printed and written to --out (evaluation.md, .json), with curves over time (curves.csv, .png). In
-brackets stand 95 % intervals over n videos (10, 6: six true ones), or, of a metric that a single
-one has for each frame, over parts of two seconds.
+brackets stand 95 % intervals over n videos (of two numbers the second is of the true ones), or, of
+a metric that a single one has for each frame, over parts of two seconds.
 
 Faces as this project draws them (toy/) are told from others by the shipped autoencoder, and are
 looked at by the toy world's judges. For others give `--lip-reader FILE.pth` (auto-avsr's
@@ -181,7 +181,7 @@ class Measured:
             self.row(f"opening of the mouth, correlation with {name}", "higher",
                      partial(against, other, correlation), without=without)
             self.row(f"opening of the mouth, frames after {name}, up to 8", "0",
-                     partial(against, other, best_lag), without=without)
+                     partial(against, other, best_lag), without=f"{without}, or it is still")
 
     def lip_leak(self) -> None:
         silent = [s.path for pair in self.pairs for s in pair if s and s.opening is not None

@@ -280,18 +280,21 @@ def emotions(judged: np.ndarray) -> dict:
             for i in range(12)}
 
 
-def long(ours: float, own: float, chained: float, told: float = 0.0, level: float = 5.0) -> dict:
+def long(ours: float, own: float, chained: float, told: float = 0.0, level: float = 5.0,
+         noise: float = 0.0) -> dict:
     """By how much films, which begin `level` farther away than the truth, rise in a minute; chained
-    ones by all at once, in five seconds."""
+    ones by all at once, in five seconds. Films differ by `noise`; of ours there are more."""
     parts, t = {}, np.arange(600)
-    for name, rises in (("ours", ours * t / 60), (OWN, own * t / 60), ("longest", ours * t / 60),
-                        (CHAINED, chained * np.minimum(t, 5) / 5),
-                        (TOLD, told * np.minimum(t, 5) / 5)):
+    for k, (name, rises) in enumerate((
+            ("ours", ours * t / 60), (OWN, own * t / 60), ("longest", ours * t / 60),
+            (CHAINED, chained * np.minimum(t, 5) / 5), (TOLD, told * np.minimum(t, 5) / 5))):
         seconds = 600 if name == "longest" else 120
-        for i in range(6):
-            truth = 5 + np.random.default_rng(i).random(seconds)
-            parts[f"{name} {i}"] = {"film": (truth + level + rises[:seconds]).tolist(),
-                                    "truth": truth.tolist()} | (STRIP if i == 0 else {})
+        for i in range(12 if name == "ours" else 6):
+            rng = np.random.default_rng(i)
+            truth = 5 + rng.random(seconds)
+            film = truth + level + rises[:seconds] + noise * (-1) ** (i + k) * t[:seconds] / 110
+            parts[f"{name} {i}"] = {"film": film.tolist(), "truth": truth.tolist()} | (
+                STRIP if i == 0 else {})
     return parts
 
 
@@ -308,8 +311,11 @@ def long(ours: float, own: float, chained: float, told: float = 0.0, level: floa
     ("emotions", emotions(0 * sampled.asked() + 0.3), NOT),      # it stays as it is
     ("long", long(0.2, 1.0, 4.0), REPRODUCED),                   # by .37; 1.9 against 4
     ("long", long(0.4, 1.0, 4.0), NOT),                          # by .73
-    ("long", long(-9.0, 1.0, 4.0), NOT),                         # from 4 above truth to 12 below
-    ("long", long(0.0, 0.0, 80.0, level=-30), REPRODUCED),       # nearer than the truth, and stays
+    ("long", long(-0.4, 1.0, 4.0), NOT),                         # it changes by as much
+    ("long", long(0.0, 0.0, 50.0, level=-30), REPRODUCED),       # nearer than the truth, and stays
+    ("long", long(0.0, 0.0, 50.0, noise=2), REPRODUCED),         # 2 more or less, of 5
+    ("long", long(0.0, 0.0, 50.0, noise=9), UNDECIDED),
+    ("long", long(0.0, -1.0, 0.1, 0.0, noise=9), NONE),          # less than films differ by
     ("long", long(0.2, 1.0, 4.0, 4.0), NONE),                    # no farther than if told the truth
     ("long", long(0.0, 0.0, 0.0), NONE),
     ("long", long(0.0, 1.0, 0.0), NOT)])

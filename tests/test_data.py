@@ -208,7 +208,7 @@ def test_a_clip_is_of_the_kind_that_is_heard_longest(tmp_path):
     """But for speech; and a table that ends long before the video is refused."""
     folder, rows = films(tmp_path / "films", [60, 30]), []
     for t in range(60):
-        kind = "speech" if t < 30 else "sigh" if t < 40 else "laugh"
+        kind = "speech" if t < 30 else "laugh" if t < 50 else "sigh"
         rows.append(f"{t / 25},0,0,{kind}")
     table = folder / "0.csv"
     table.write_text("\n".join(["seconds,valence,arousal,kind", *rows]))

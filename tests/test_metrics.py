@@ -226,6 +226,7 @@ def test_mouths_follow_the_sound_and_leak_by_landmarks():
     found.sync()
     rows = {row["metric"]: row["generated"]["value"] for row in found.rows}
     assert rows["opening of the mouth, frames after loudness, up to 8"] == 2
+    assert "opening of the mouth, correlation with the truth's | " not in found.table()
     assert abs(rows["opening of the mouth, correlation with loudness"]) < 0.1
     opening = np.tile([0.06] * 3 + [0.04] * 7, 125)
     silent = long_film(loudness=np.zeros(1250), opening=opening, points=np.zeros((1250, 68, 2)))
@@ -234,18 +235,16 @@ def test_mouths_follow_the_sound_and_leak_by_landmarks():
     assert found.rows[0]["generated"]["value"] == pytest.approx(0.3)
 
 
-def test_videos_of_another_rate_or_length_and_without_sound(tmp_path, capsys):
-    """They are used, and it is told."""
+def test_videos_of_another_rate_or_length_are_used(tmp_path, capsys):
     for name, rate, frames_ in (("a", 30, 45), ("b", 25, 30)):
         subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i",
                         f"testsrc=size=64x64:rate={rate}", "-frames:v", str(frames_), "-pix_fmt",
                         "yuv420p", str(tmp_path / f"{name}.mp4")], check=True)
     assert cli.run(command.main, [str(tmp_path / "a.mp4"), "--truth", str(tmp_path / "b.mp4"),
                                   "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr()
-    assert re.search("warning: .*a.mp4: has 30 frames a second and is looked at at 25", said.err)
-    assert "warning: 1 videos are not as long as the truth" in said.err
-    assert "with loudness: no video over a second has both" in said.out
+    said = capsys.readouterr().err
+    assert re.search("warning: .*a.mp4: has 30 frames a second and is looked at at 25", said)
+    assert "warning: 1 videos are not as long as the truth" in said
 
 
 def test_vocalisations_are_counted(tmp_path):
@@ -255,7 +254,7 @@ def test_vocalisations_are_counted(tmp_path):
 
     def film(name, kind):
         states = np.full((5, 17), KINDS.index(kind), np.float32)
-        return watch.Seen(tmp_path / name, *[None] * 5, states, None, None)
+        return watch.Seen(tmp_path / name, SIZE, np.ones(5), *[None] * 3, states, None, None)
 
     pairs = [(film("laugh_1.mp4", "laugh"), None), (film("laugh_2.mp4", "yawn"), None),
              (film("throat-clear.mp4", "throat-clear"), None), (film("words.mp4", "laugh"), None)]
@@ -263,6 +262,11 @@ def test_vocalisations_are_counted(tmp_path):
     found.vocalisations(tmp_path / "confusion.png")
     assert found.rows[0]["generated"]["value"] == pytest.approx(2 / 3)
     assert found.rows[0]["generated"]["n"] == 3
+    pairs[0] = pairs[0][0], film("x.mp4", "laugh")  # the name of what is generated tells
+    found = command.Measured(pairs, Judge())
+    found.vocalisations(tmp_path / "confusion.png")
+    assert found.rows[0]["truth"]["value"] == found.rows[0]["truth"]["n"] == 1
+    assert found.table().splitlines()[2].endswith(" | 3, 1 |")
     assert (tmp_path / "confusion.png").exists()
 
 

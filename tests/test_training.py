@@ -206,7 +206,7 @@ def test_training_learns_and_saves(frozen, cache, tmp_path, train, monkeypatch):
 
 def test_a_share_of_the_windows_has_the_pixel_loss(frozen, tmp_path, train, monkeypatch):
     """But every part of a batch that is worked in parts has a picture. Each is of the frame whose
-    latents are decoded, of the same window; and the identity is none of the window's frames."""
+    latents are decoded, of the same window; and z_id is not read from the window's latents."""
     out, seen, forward = copy(frozen, tmp_path / "out"), [], Stage.forward
     config = load_config(Config, out)
     config.keyframe.pixel_share = 0.5

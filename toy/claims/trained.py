@@ -163,9 +163,10 @@ def judge_variants(ablation: Ablation, parts: dict) -> tuple[str, str, str]:
     names = ablation.figures()
     for best, other in dict.fromkeys((best, other) for _, best, other in ablation.tests):
         pair = [ablation.of_seeds(parts, label) for label in (best, other)]
-        also = [f"{name} {show(found)}" for name in names
-                if (name, best, other) not in ablation.tests
-                and verdict(found := compare(*pair, name), BETTER[name]) in (REPRODUCED, NOT)]
+        also = [f"{name} {show(found)} ({'better' if said == REPRODUCED else 'worse'})"
+                for name in names if (name, best, other) not in ablation.tests
+                and (said := verdict(found := compare(*pair, name), BETTER[name]))
+                in (REPRODUCED, NOT)]
         if also:
             seen.append(f"not judged, but different, {best} minus {other}: {', '.join(also)}")
     rows = [[label, str(len(found := ablation.of_seeds(parts, label))), *cells(found, names)]
