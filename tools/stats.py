@@ -10,7 +10,7 @@ import numpy as np
 
 # Student's t with 1 to 8 degrees of freedom lies with 95 % between minus and plus these.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)
-FEW, MANY = 10, 30  # clips
+FEW = 10  # clips
 
 
 def student(free: int) -> float:
@@ -57,17 +57,16 @@ def bootstrap(per_clip: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray
               resamples: int = 5000) -> tuple[float, float, float]:
     """`statistic` of the sum over clips of (n, k), and its 95 % interval with clips resampled. As
     means of resampled clips scatter too little by sqrt(1 - 1/n), and know nothing of Student's t,
-    quantiles farther out are taken (Hesterberg, The American Statistician 69, 2015), but of MANY
-    clips, where that is no more than a percent. Of fewer than FEW it is the jackknife's."""
+    quantiles farther out are taken (Hesterberg, The American Statistician 69, 2015). Of fewer than
+    FEW clips it is the jackknife's."""
     clips = per_clip[(per_clip != 0).any(1)]  # the others have nothing to say
     if len(clips) < FEW:
         total = clips.sum(0)
         with np.errstate(invalid="ignore", divide="ignore"):
             without = [statistic(total - clip) for clip in clips]
             return interval(np.array([statistic(total), *without]))
-    n, k, tail = len(per_clip), len(clips), 0.025
-    if k < MANY:
-        tail = math.erfc(student(k - 1) / math.sqrt(2 * (1 - 1 / k))) / 2
+    n, k = len(per_clip), len(clips)
+    tail = math.erfc(student(k - 1) / math.sqrt(2 * (1 - 1 / k))) / 2
     times = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), resamples)   # (R, n)
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = statistic(times @ per_clip)
