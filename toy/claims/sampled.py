@@ -490,13 +490,15 @@ def draw_long(path: Path, parts: dict) -> None:
              label=f"{label}; {len(found)} films")
     two.set(ylabel="Frechet distance in a second", ylim=(0, None),
             title="each second; band: 95 % of the mean of films")
-    ten.set_title(f"means of {TEN} seconds; a line each film")
+    ten.set_title(f"means of {TEN} seconds")
     for axes in (two, ten):
         axes.set_xlabel("minutes")
         axes.grid(alpha=0.3)
         axes.legend(loc="lower center", ncols=2, fontsize=8)
     save_figure(path, fig, 100)
 
+
+# ---- All of them ---------------------------------------------------------------------------------
 
 CLAIMS = (
     Claim("long", "Errors do not accumulate in long videos (Fig. 3).",
