@@ -41,7 +41,7 @@ from toy.vocalisations import KINDS
 
 COLUMNS = ("generated", "truth")
 TEN, HOP, PART = 10 * FPS, 5, 2 * FPS     # frames; windows slide by HOP, PART are resampled
-OPEN, STILL = 0.05, 0.01  # of lips, over their width: open from here on; no motion (deviation)
+OPEN, STILL = 0.05, 0.01  # of a mouth's opening: open above; at rest if it deviates by less
 Pair = tuple[Seen, Seen | None]                                # a generated video and the true one
 
 

@@ -468,8 +468,8 @@ def test_copies_of_a_shared_frame_are_averaged_at_each_step_or_only_at_the_end(
 
 def test_each_window_and_segment_has_its_own_noise_and_each_network_its_conditions(brief,
                                                                                    monkeypatch):
-    """Of two groups: three windows of 4 keyframes (stage 0), then 4 and 2 segments (stage 1); the
-    bad model has audio projections of its own."""
+    """Of two windows of keyframes (stage 0) and six segments (stage 1), in two groups; the bad
+    model has audio projections of its own."""
     drawn, levels, config = [], [], brief.config
     bad = stage(config.interp, seed=7)
     monkeypatch.setattr(brief, "interp_bad", bad)
@@ -487,10 +487,10 @@ def test_each_window_and_segment_has_its_own_noise_and_each_network_its_conditio
             return known[name][-1]
 
         def denoise(x, sigma, given, name=name, run=one.denoise):
-            own, other = (known[each][-1].context for each in (name, {"good": "bad"}.get(
-                name, "good")))
+            own, other = known[name][-1], known["bad" if name == "good" else "good"][-1]
             rows = given.context.flatten()
-            assert torch.isin(rows, own).all() and not torch.isin(rows, other).all()
+            assert torch.isin(rows, own.context).all()
+            assert not torch.isin(rows, other.context).all()
             return run(x, sigma, given)
 
         monkeypatch.setattr(one, "conditions", conditions)

@@ -629,9 +629,10 @@ for line in sys.stdin:
             os.kill(child, number)
             assert int(said("ended")["ended"]) == 128 + number
             for _ in range(100):        # until ffmpeg has ended, too
-                if left := os.listdir(tmp_path):
-                    time.sleep(0.05)
-            assert not left
+                if not os.listdir(tmp_path):
+                    break
+                time.sleep(0.05)
+            assert not os.listdir(tmp_path)
         process.stdin.close()
 
 

@@ -68,7 +68,7 @@ def gallery(out: Path) -> str:
                         f"**{found['verdict'].capitalize()}**, from {found['made with']['clips']} "
                         "films of a model, if no column says otherwise. All that is not trained "
                         f"for this claim is of the weights {found['made with']['weights']}; the "
-                        f"code is {found['version']}.\n\n"
+                        f"code that finished it is {found['version']}.\n\n"
                         f"![{name}]({name}.png)\n\n{found['table']}")
         else:
             rows.append([name, claim.says, "not measured yet", "-", command, "-"])
@@ -84,11 +84,12 @@ they lie on both sides of 0. *Undecided*: they lie on both sides of a limit that
 model has not learned to follow the sound, so that its films tell nothing. A claim of several parts
 gets the weakest of their verdicts: *not reproduced*, then *undecided*, *no difference seen*,
 *reproduced*. Two seeds tell little: if a change did nothing, all pairs of two seeds against two
-would still favour the side that is said to be better in one case of six, of two seeds against one
-in one of three. What is *not judged, but different* is picked from all other figures, so a
-difference that is barely one may be chance. The rule of `long` was changed once, after films of
-ours were measured and before any of the chained model: films of ours lie nearer to a person than
-the true seconds do, so that the old limit, a share of how much farther they lie, was negative.
+would still favour the side that is said to be better in one case of six, and those of two seeds
+against one in one case of three. What is *not judged, but different* is picked from all other
+figures, so a difference that is barely one may be chance. The rule of `long` was changed once,
+after films of ours were measured and before any of the chained model: films of ours lie nearer to a
+person than the true seconds do, so that the old limit, a share of how much farther they lie, was
+negative.
 `python -m toy.claims` measures what is missing and writes this page.
 
 Models that are trained for a claim learn for {STEPS} steps a stage (twice as long in `mask` and for

@@ -449,14 +449,14 @@ def judge_long(parts: dict) -> tuple[str, str, str]:
     gathered, more = (shown((above[CHAINED] - above[other])[:, -1]) for other in (TOLD, OWN))
     ours, margin = shown(above["ours"][:, -1] - above["ours"][:, 0]), RISES * gathered["value"]
     said = [verdict(gathered), verdict(more)]
-    small = said[0] == REPRODUCED                          # else there is nothing to compare with
-    said.append(together(verdict(ours, way, margin) for way in ("lower", "higher")) if small
+    limited = said[0] == REPRODUCED                        # else there is nothing to compare with
+    said.append(together(verdict(ours, way, margin) for way in ("lower", "higher")) if limited
                 else NONE)
     seen = (f"in the last {TEN} of {LONG} s films of chained lie {show(gathered)} farther away "
             f"than if it were told true frames ({said[0]}) and {show(more)} farther than ours of "
             f"the same training ({said[1]}), {gathered['n']} films each; those of ours as shipped "
             f"change by {show(ours)} from the first {TEN} s to the last, {ours['n']} films "
-            + (f"(the limit is {margin:.3g}: {said[2]})." if small else "(there is no limit)."))
+            + (f"(the limit is {margin:.3g}: {said[2]})." if limited else "(there is no limit)."))
     rows, people = [], len(above[OWN])
     for label, name, count in (("ours", "ours", None), ("ours, the same people", "ours", people),
                                *((name, name, None) for name in (OWN, CHAINED, TOLD, "longest"))):
