@@ -9,7 +9,7 @@ in [-1, 1]. D is the denoiser and F the network inside it (diffusion.py and unet
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -86,9 +86,9 @@ class Config:
         """Returns itself; raises ValueError where fields contradict each other."""
         a, b, v, w = self.keyframe, self.interp, self.vae, self.interp_audio or self.audio
         latent = (c := v.z_channels, *[self.size / v.patch / 2 ** (len(v.ch_mult) - 1)] * 2)
-        halvings = max(len(s.unet.channel_mult) for s in (a, b)) - 1
+        others = {"in_channels": b.unet.in_channels, "emotion_dim": b.unet.emotion_dim}
         fits = {"latent_shape": a.latent_shape == b.latent_shape == latent,
-                "channel_mult": latent[1] % 2 ** halvings == 0,
+                "channel_mult": latent[1] % 2 ** (len(a.unet.channel_mult) - 1) == 0,
                 "in_channels": (a.unet.in_channels, b.unet.in_channels) == (2 * c, 2 * c + 1),
                 "out_channels": a.unet.out_channels == b.unet.out_channels == c,
                 "emotion_dim": a.unet.emotion_dim % 4 == b.unet.emotion_dim == 0,
@@ -97,9 +97,9 @@ class Config:
                     a.without == b.without == "" or 2 * w.beats.encoder_embed_dim == w.width),
                 "beats": w.beats == self.audio.beats,  # one BEATs serves both stages
                 "frames": b.frames == a.spacing + 1 and a.frames > 1,  # from keyframe to keyframe
-                "num_head_channels": not any(s.unet.model_channels % s.unet.num_head_channels
-                                             for s in (a, b)),
-                "latent_mean": {len(m) for m in (v.latent_mean, v.latent_std) if m} <= {latent[0]}}
+                "num_head_channels": a.unet.model_channels % a.unet.num_head_channels == 0,
+                "latent_mean": {len(m) for m in (v.latent_mean, v.latent_std) if m} <= {latent[0]},
+                "unet": replace(a.unet, **others) == b.unet}  # interp begins as a copy of keyframe
         for name, fit in fits.items():
             if not fit:
                 raise ValueError(f"{name} does not fit the other fields")
@@ -189,13 +189,13 @@ class Stage(nn.Module):
         if config.interpolation:
             self.learned_mask = nn.Parameter(torch.zeros(config.latent_shape))  # z_m
 
-    def conditions(self, latents: Tensor, audio_tokens: Tensor,
+    def conditions(self, known_latents: Tensor, audio_tokens: Tensor,
                    emotion: Tensor | None = None) -> Conditions:
-        """Embeds what is known (paper: conditioning). latents: scaled ones of the identity
+        """Embeds what is known (paper: conditioning). known_latents: scaled ones of the identity
         (B, C, h, w), or of start and end (B, 2, C, h, w); times `condition_scale` they become z_id,
         or z_s and z_e. audio_tokens (B, T, 2, D_a); emotion, for keyframes, valence and arousal
         (B, T, 2) in [-1, 1]."""
-        concat = latents.flatten(1, -3) * self.config.condition_scale  # (B, C or 2C, h, w)
+        concat = known_latents.flatten(1, -3) * self.config.condition_scale  # (B, C or 2C, h, w)
         # A video frame lasts two audio tokens; their mean goes through one trained linear layer.
         tokens = audio_tokens.mean(dim=2)  # (B, T, D_a)
         if self.config.without:  # zeros in place of its half of D_a
@@ -249,17 +249,17 @@ class Stage(nn.Module):
                      (torch.rand(b) >= c.drop_audio).float(),
                      torch.randn(shape))
 
-    def forward(self, vae: VAE, x0: Tensor, latents: Tensor, audio_tokens: Tensor,
+    def forward(self, vae: VAE, x0: Tensor, known_latents: Tensor, audio_tokens: Tensor,
                 emotion: Tensor | None, draws: Draws, pixels: Tensor | None = None,
                 frame: int = 0, spatial_only: bool = False) -> tuple[Tensor, Tensor]:
         """The training objective (paper: losses): latent loss and weighted pixel loss, two scalars.
 
-        x0 (B, T, C, h, w) clean latents; latents, audio_tokens, emotion as in `conditions`. For
-        keyframes, pixels (P, 3, H, W): the true ones of frame number `frame` of P windows. The
+        x0 (B, T, C, h, w) clean latents; known_latents, audio_tokens, emotion as in `conditions`.
+        For keyframes, pixels (P, 3, H, W): the true ones of frame number `frame` of P windows. The
         pixel loss looks at one frame only, because decoding all 14 would not fit into memory.
         """
         c, sigma = self.config, draws.sigma
-        known = self.conditions(latents, audio_tokens, emotion)
+        known = self.conditions(known_latents, audio_tokens, emotion)
         known = known.keep(draws.keep_identity, draws.keep_audio)
         noisy = x0 + sigma.view(-1, 1, 1, 1, 1) * draws.noise
         denoised = self.denoise(noisy, sigma, known, spatial_only)

@@ -59,9 +59,11 @@ def test_sizes_by_name():
     ('{"size": 500}', "latent_shape does not fit the other fields"),
     ('{"keyframe": {"unet": {"in_channels": 9}}}', "in_channels does not fit the other fields"),
     ('{"keyframe": {"unet": {"emotion_dim": 250}}}', "emotion_dim does not fit the other fields"),
-    ('{"keyframe": {"unet": {"num_groups": 7}}}', "num_channels.* divisible by num_groups"),
+    ('{"keyframe": {"unet": {"num_groups": 7}}, "interp": {"unet": {"num_groups": 7}}}',
+     "num_channels.* divisible by num_groups"),
     ('{"keyframe": {"unet": {"num_head_channels": 60}}}', "num_head_channels does not fit"),
-    ('{"interp": {"unet": {"channel_mult": [1, 1, 1, 1, 1, 1, 1, 1]}}}', "channel_mult does not"),
+    ('{"keyframe": {"unet": {"channel_mult": [1, 1, 1, 1, 1, 1, 1, 1]}}}', "channel_mult does not"),
+    ('{"interp": {"unet": {"model_channels": 64}}}', "unet does not fit the other fields"),
     ('{"keyframe": {"frames": "many"}}', 'frames: "many" does not fit'),
     ("[1]", "an object is expected"), ("{", "not readable as JSON")])
 def test_configs_that_no_model_has(tmp_path, capsys, content, reason):
@@ -73,6 +75,8 @@ def test_configs_that_no_model_has(tmp_path, capsys, content, reason):
 
 
 def test_sizes_that_nobody_knows_are_refused(capsys):
+    assert cli.run(train_interp.main, ["--init=nowhere", "--describe"]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
     assert cli.run(train_interp.main, ["--config=smal", "--describe"]) == 2
     assert capsys.readouterr().err.endswith(
         'error: --config: "smal" is none of tiny, small, full, nor a JSON file\n')
@@ -84,10 +88,10 @@ def test_sizes_that_nobody_knows_are_refused(capsys):
 def test_describe_says_what_a_training_takes(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     own = tmp_path / "own.json"
-    unet = UNetConfig.tiny(in_channels=9, emotion_dim=0, channel_mult=(1,),
-                           attention_resolutions=())
-    tiny = Config.tiny()
-    wanted = replace(tiny, interp=replace(tiny.interp, unet=unet), vae=replace(tiny.vae, ch=8))
+    tiny, sizes = Config.tiny(), {"channel_mult": (1,), "attention_resolutions": ()}
+    wanted = replace(tiny, vae=replace(tiny.vae, ch=8), **{
+        name: replace(stage, unet=replace(stage.unet, **sizes))
+        for name, stage in (("keyframe", tiny.keyframe), ("interp", tiny.interp))})
     own.write_text(json.dumps(asdict(wanted)))
     monkeypatch.setattr(describe, "taken", lambda *given: describe.Taken(  # tested in test_bench.py
         *(10**9,) * 7, 10**10) if given == (wanted, "interp", 1, False) else None)
@@ -107,7 +111,8 @@ def test_a_config_file_decides_the_networks_alone(frozen, tmp_path, train):  # n
     path, out = tmp_path / "own.json", tmp_path / "out"
     config = load_config(Config, frozen)
     values = json.loads(json.dumps(asdict(replace(config, vae=VAEConfig(patch=2)))))
-    values["keyframe"]["unet"]["context_dim"] = 40
+    for name in ("keyframe", "interp"):
+        values[name]["unet"]["context_dim"] = 40
     values["vae"] |= {"ch_mult": [1, 2], "patch": 2}
     path.write_text(json.dumps(values))
     state = train(train_keyframe, out, f"--config={path}", f"--init={frozen}", "--steps=1")

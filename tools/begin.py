@@ -95,17 +95,17 @@ def _check_same(names: list[str], source: Path, out: Path) -> None:
 
 
 def _find_frozen(folder: Path) -> tuple[Path, Config]:
-    """A weights folder that has all frozen parts, and its config; one without config.json is
-    tiny. Raises InputError where parts are missing."""
-    whole = (folder / "config.json").exists()
-    config = checkpoint.load_config(Config, folder) if whole else Config.tiny()
-    lacking = [f"{name}.safetensors" for name in config.frozen()
-               if not (folder / f"{name}.safetensors").exists()]
+    """A weights folder that has all frozen parts, and its config. Raises InputError where there is
+    none, or where parts are missing."""
+    begun = folder.is_dir() and not (folder / "config.json").exists()
+    config = Config.tiny() if begun else checkpoint.load_config(Config, folder)
+    files = ["config.json", *(f"{name}.safetensors" for name in config.frozen())]
+    lacking = [name for name in files if not (folder / name).exists()]
     if lacking:
         raise InputError(f"{folder}: lacks {', '.join(lacking)}; run python -m toy.train_vae and "
                          "python -m toy.train_encoders first, or give --init")
     header = folder / "vae.safetensors"
     # An autoencoder that was trained again has other statistics than config.json says.
-    if not whole or "config" in checkpoint.load_metadata(header):
+    if "config" in checkpoint.load_metadata(header):
         config.vae = checkpoint.header_config(VAEConfig, header)
     return folder, config

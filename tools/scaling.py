@@ -76,10 +76,8 @@ def chosen(args: argparse.Namespace) -> Config:
     or of --out, else that of weights/tiny, whose frozen parts are then taken."""
     if str(args.init) in PUBLISHED:
         return finetuned(args.config or named_config("full"))
-    for folder in (args.init, args.out):
-        if not args.config and folder and (folder / "config.json").exists():
-            return load_config(Config, folder)
-    return args.config or load_config(Config, WEIGHTS)
+    begun = args.out if (args.out / "config.json").exists() else WEIGHTS
+    return args.config or load_config(Config, args.init or begun)
 
 
 def settled(found: Config, source: Path, args: argparse.Namespace) -> Config:
