@@ -59,8 +59,8 @@ class AudioConfig:
 
     speech: str = "wavlm"  # or "wav2vec2"
     # "aligned" (ours): an audio token stands for its own 20 ms (BEATs' part of it for the 160 ms of
-    # a patch, which four frames share), and is computed in a chunk of a fixed grid, so that it does
-    # not depend on how long the recording is. "released": the whole recording is encoded at once,
+    # a patch, which four frames share), and is computed in a chunk of a fixed grid, so that sound
+    # more than 9.6 s away does not matter. "released": the whole recording is encoded at once,
     # and in chunks only where it is longer than max_whole_seconds.
     mapping: str = "aligned"
     chunk_frames: int = 240  # video frames, 9.6 s
@@ -294,7 +294,7 @@ class AudioEncoder(nn.Module):
         super().__init__()
         self.config, self.speech = config, build_speech(config)  # WavLM or wav2vec2
         self.events = BEATs(config.beats)  # trained to name sound events
-        # The last recording encoded in one piece, and its audio tokens: windows take them in turn.
+        # The last recording encoded in one piece, and its tokens: each window wants some of them.
         self.whole: tuple[Tensor, Tensor] | None = None
         self.eval().requires_grad_(False)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stage import Config, StageConfig
 from tools import cli, prepare
-from tools.checkpoint import load_config
+from tools.checkpoint import check_readable, load_config
 from tools.cli import WEIGHTS, InputError, Parser, number
 from tools.media import FPS
 from vae import Posterior
@@ -68,6 +68,7 @@ class Windows:
 @contextmanager
 def reading(path: Path) -> Iterator[safe_open]:
     """A shard, of which only what is asked for is read. Raises InputError for a damaged one."""
+    check_readable(path)
     try:
         with safe_open(path, "pt") as shard:
             yield shard
@@ -128,7 +129,7 @@ class Clips:
             cli.warn(f"{cache}: {len(given) - len(clips)} of {len(given)} {split} clips are left "
                      f"out, as they are shorter than a window, {self.span} frames")
         # Kinds of clips (speech, laughs, ...) are drawn with equal weight. Of a kind each clip
-        # stands in the order as often as windows fit into it one after the other.
+        # is listed once for each window that fits into it, one after the other.
         self.kinds = [[clip for clip in clips if clip.kind == kind
                        for _ in range(1 + (len(clip.firsts) - 1) // self.span)]
                       for kind in sorted({clip.kind for clip in clips})]
@@ -139,13 +140,13 @@ class Clips:
             times = range(entry["frames"])
             firsts = times[chained:max(0, entry["frames"] - self.span + 1)]
         else:
-            there, steps = set(times), range(-chained, self.span, self.stage.spacing)
+            there, steps = set(times) - {-1}, range(-chained, self.span, self.stage.spacing)
             firsts = [t for t in times if t >= 0 and there.issuperset(t + i for i in steps)]
         return Clip(cache / entry["shard"], entry["kind"], times, firsts)
 
     def _choose(self, number: int) -> Clip:
         """The clip that comes at place `number` of the endless order: the kinds take turns, and
-        of a kind all have come, each as often as it stands there, before any comes again."""
+        each goes through its list of clips, which is shuffled anew each time."""
         turn, place = divmod(number, k := len(self.kinds))
         kind = _order(self.seed, k, turn, k)[place]  # shuffled: else a row might get one kind only
         epoch, place = divmod(turn, n := len(self.kinds[kind]))

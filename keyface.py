@@ -91,7 +91,7 @@ class Plan:
         return [(k * self.spacing, (k + 1) * self.spacing) for k in range(start, stop)]
 
     @property
-    def span(self) -> int:
+    def stride(self) -> int:
         """The number of video frames from the beginning of one group to that of the next."""
         return self.per_window * self.spacing
 
@@ -99,8 +99,8 @@ class Plan:
         """The video frames that a group hands out: all that it makes up to the end of the sound.
         Every group but the first leaves out its first frame, which the group before has handed
         out."""
-        start = group * self.span
-        return range(start + (group > 0), min(start + self.span + 1, self.total))
+        start = group * self.stride
+        return range(start + (group > 0), min(start + self.stride + 1, self.total))
 
     @property
     def padded(self) -> int:
@@ -219,7 +219,7 @@ class KeyFace:
         if error <= self.familiar_error:
             return None
         return ("looks unlike the faces these weights were trained on (autoencoder's error "
-                f"{error:.3f}, theirs is at most {self.familiar_error:.3f}); the video may not "
+                f"{error:.3f}, the limit is {self.familiar_error:.3f}); the video may not "
                 "resemble it")
 
     @torch.no_grad()
@@ -248,7 +248,7 @@ class KeyFace:
             raise InputError("id_guidance, audio_guidance and autoguidance must be finite numbers")
         image, audio = read_image(image, c.size), read_audio(audio)
 
-        # The plan follows from the length of the sound alone, and so does the emotion's curve. The
+        # The plan follows from the sound's length alone; the emotion's curve is made to fit it. The
         # identity frame is encoded once. Every window is told the same latents of it, and none is
         # told what another window has made: this is why a face does not drift, however long.
         plan = self.plan(frame_count(len(audio)))
@@ -265,7 +265,7 @@ class KeyFace:
 
         # A group needs the keyframes of its own window and the first one of the next. That window
         # is sampled now and kept for the group to come, so two windows are in memory, never more.
-        first = max(start - 1, 0) // plan.span  # the group that hands out `start`
+        first = max(start - 1, 0) // plan.stride  # the group that hands out `start`
         current = self.sample_keyframes(film, first)
         for group in range(first, plan.groups):
             following = self.sample_keyframes(film, group + 1) if group + 1 < plan.windows else None
@@ -276,7 +276,7 @@ class KeyFace:
                 latents = self.sample_segments(film, group, keys[:len(plan.segments(group)) + 1])
             own = plan.output_frames(group)
             own = range(max(own.start, start), own.stop)
-            for part in latents[own.start - group * plan.span:][:len(own)].split(self.batch):
+            for part in latents[own.start - group * plan.stride:][:len(own)].split(self.batch):
                 self.bring("vae")
                 images = ((self.vae.to_images(part) + 1) * 127.5).round().byte()
                 yield from images.permute(0, 2, 3, 1).cpu().numpy()

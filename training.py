@@ -56,7 +56,7 @@ def averaged(stage: Stage, decay: float) -> AveragedModel:
     """Ours: an exponential moving average of the parameters, which is kept and sampled with, as it
     is better than the last step's. The decay ramps up, so initial weights fade quickly."""
     # w_average <- decay w_average + (1 - decay) w. The last steps of a training jump about the best
-    # weights, as each sees few windows; their mean lies nearer to it.
+    # weights, as each sees few windows; their mean lies nearer to them.
     def average(old: list[Tensor], new: list[Tensor], count: Tensor) -> None:
         now = min(decay, (1 + float(count)) / (10 + float(count)))
         torch._foreach_lerp_(old, new, 1 - now)
@@ -76,7 +76,7 @@ def known_latents(stage: Stage, batch: Windows) -> Tensor:
 def validate(stage: Stage, held_out: Windows) -> dict[str, float]:
     """The plain mean of (D - x0)^2 on held-out windows with fixed noise, at sigma 1 and 10; at 10 a
     second time with each window given another one's audio. If the two numbers at 10 are equal, the
-    model ignores the audio."""
+    model ignores the audio, or the only held-out clip is hardly longer than a window."""
     result = {}
     for sigma, other in ((1.0, False), (10.0, False), (10.0, True)):
         generator, losses = torch.Generator().manual_seed(1), []
@@ -105,7 +105,7 @@ def sheet(path: Path, model: KeyFace, stage: Stage, held_out: Windows) -> None:
             guided = guided_segments(stage.denoise, known)
         else:
             guided = guided_keyframes(stage.denoise, known, model.config.id_guidance,
-                                      model.config.audio_guidance)
+                                      model.config.audio_guidance, batched=False)
         generator = torch.Generator().manual_seed(2)
         noise = torch.randn(batch.latents.shape, generator=generator).to(batch.latents)
         *_, x = sample(guided, noise, schedule(10, stage.config.sigma_max))
@@ -282,11 +282,12 @@ class Run:
         """The end, by the clock or by a signal."""
         done = self.progress >= 1
         if self.takes_part:
-            if done and self.losses:
+            if last := done and bool(self.losses):
                 self.measure()
-                self.show()
             if self.step > self.saved_step:
                 self.save()
+            if last:  # after all is saved, as sampling may take more memory than training
+                self.show()
         if self.processes.rank == 0:
             print(f"{'done' if done else 'stopped'}: step {self.step}, {self.seconds / 60:.1f} "
                   f"minutes; in {self.args.out}", flush=True)

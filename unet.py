@@ -37,8 +37,8 @@ class UNetConfig:
     @staticmethod
     def tiny(**overrides) -> "UNetConfig":
         """For 16 x 16 latents."""
-        # A group has several channels: GroupNorm erases a constant that is added to a whole group,
-        # and the embedding adds a constant to each channel. Attention is where a CPU can afford it.
+        # A group has several channels: in groups of one GroupNorm would erase what the embedding
+        # adds, a constant to each channel. Attention is where a CPU can afford it.
         sizes = UNetConfig(model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1,
                            attention_resolutions=(4,), num_head_channels=32, context_dim=96,
                            emotion_dim=64, num_groups=8)

@@ -2,7 +2,7 @@
 
 Paper: latent diffusion. Images are RGB (N, 3, H, W) in [-1, 1], latents (N, C, h, w). The diffusion
 models see *scaled* latents of about unit variance: the released model multiplies them by 0.18215,
-with weights trained here they are normalised per channel. Parameters are named as in SVD's file.
+in `weights/tiny` they are normalised per channel. Parameters are named as in SVD's file.
 """
 
 from collections import OrderedDict
@@ -292,8 +292,8 @@ class VAE(nn.Module):
         return self.scale(self.encode(images).mean)
 
     def to_images(self, latents: Tensor) -> Tensor:
-        """Scaled latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1], 16 at a time."""
-        return torch.cat([self.decode(self.unscale(x)).clamp(-1, 1) for x in latents.split(16)])
+        """Scaled latents (N, C, h, w) -> images (N, 3, H, W) in [-1, 1], 4 at a time."""
+        return torch.cat([self.decode(self.unscale(x)).clamp(-1, 1) for x in latents.split(4)])
 
 
 def perceptual(vae: VAE, a: Tensor, b: Tensor) -> Tensor:

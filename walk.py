@@ -369,7 +369,7 @@ page.stop(10, "interpolation.webp", canvas)
 apart = (steered[:, :-1, -1] - steered[:, 1:, 0]).square().mean((1, 2, 3, 4)).sqrt()  # (steps,)
 latents = torch.cat([groups[0][1]] + [made[1:] for _, made in groups[1:]])[:N]  # (N, C, h, w)
 change = (latents[1:] - latents[:-1]).square().mean((1, 2, 3)).sqrt()  # (N - 1,)
-border = plan.span
+border = plan.stride
 twice = [groups[0][1][-1], groups[1][1][0]]  # made by both groups
 seam = (twice[0] - twice[1]).square().mean().sqrt().item()
 

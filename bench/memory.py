@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     model = KeyFace.load(ROOT / "weights" / "tiny")
     wave = np.resize(read_audio(ROOT / "assets" / "speech.flac"), minutes * 60 * SAMPLE_RATE)
     plan = model.plan(minutes * 60 * FPS)
-    group, began = plan.span, time.monotonic()
+    group, began = plan.stride, time.monotonic()
     samples: list[list[float]] = [[] for _ in range(minutes)]
     print("minute   memory (MB)   seconds since the start")
     for i, _ in enumerate(model.animate(ROOT / "assets" / "face.png", wave, steps=1)):

@@ -61,7 +61,7 @@ def follow(judges: Judges, video: np.ndarray) -> Course:
 def joints(plan: Plan) -> tuple[np.ndarray, np.ndarray]:
     """Keyframes of a film, and those of them at which a group of segments ends and one begins."""
     keys = np.arange(plan.spacing, plan.total - 1, plan.spacing)
-    return keys, keys[keys % plan.span == 0]
+    return keys, keys[keys % plan.stride == 0]
 
 
 def long_rows(clips: list[Clip], seen: dict[str, list[Course]], plan: Plan) -> list[dict]:
