@@ -71,8 +71,8 @@ def watch(path: Path, side: int, out: Path, judges: Judges | None, embed: Callab
           picture: Tensor | None, landmarked: bool) -> Seen:
     """Reads the video at side x side pixels. `judges` are given for drawn faces only; `picture`
     (64,) is the given person's embedding by them; without `embed` the features are theirs. What is
-    kept of each frame goes through the file `out`. Of drawn faces landmarks are looked for only
-    where they are wanted (`landmarked`). Raises InputError for what is no video."""
+    kept of each frame goes through the file `out`. Landmarks of drawn faces are looked for only if
+    `landmarked`. Raises InputError for what is no video."""
     if abs((fps := video_shape(path)[2]) - FPS) > 0.01:
         warn(f"{path}: has {fps:g} frames a second and is looked at at {FPS}")
     with out.open("wb") as file:               # where small arrays do not cut up the memory

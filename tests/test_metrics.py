@@ -4,8 +4,10 @@ the truth itself, moved, blurred, frozen, by another person."""
 import json
 import math
 import re
+import shutil
 import subprocess
 from dataclasses import replace
+from functools import partial
 
 import imageio_ffmpeg
 import numpy as np
@@ -17,7 +19,7 @@ from evaluation import lipreader, mouths, watch
 from stage import Config
 from tools import cli, frechet, prepare
 from tools.checkpoint import load_config
-from tools.cli import WEIGHTS
+from tools.cli import WEIGHTS, InputError
 from tools.media import FPS, loudness, video_shape, write_video, write_wav
 from tools.stats import show, slope, student
 from toy.evaluation.judges import SIZE, Judges, are_drawn, to_tensor
@@ -99,7 +101,8 @@ def test_each_fault_moves_its_metric(seen):
 
 
 def test_sharpness_of_waves():
-    """The Laplacian of a wave along x of half a period a pixel is twice it; of a ramp it is 0."""
+    """The Laplacian of a wave along x of half a period a pixel is the wave, as neighbours left and
+    right are its negative and those above and below it itself; of a ramp it is 0."""
     wave = torch.tensor([0.5, -0.5]).repeat(16).expand(1, 3, 32, 32)
     assert watch.sharpness(wave).item() == pytest.approx(0.5)
     assert watch.sharpness(torch.linspace(0, 1, 32).expand(1, 3, 32, 32)).item() < 1e-6
@@ -157,7 +160,38 @@ def test_bad_input_is_answered_in_one_line(tmp_path, monkeypatch, capsys, given,
     if given == ["text.mp4"]:
         (tmp_path / "text.mp4").write_text("no film")
     assert cli.run(command.main, given) == 2
-    assert line in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert line in said and said.count("\n") == (2 if given == ["text.mp4"] else 1)  # and a count
+
+
+def test_names_and_landmarks_that_do_not_fit(films, tmp_path, capsys):
+    film = tmp_path / "film.mp4"
+    shutil.copy(films / "truth" / "0.mp4", film)
+    assert cli.run(command.main, [str(films / "late"), "--truth", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert re.search("--truth: no video of .* is named like one of .*late\n$", said), said
+    look = partial(watch.watch, film, SIZE, tmp_path / "rows", None, None, None, True)
+    landmarks = film.with_suffix(".landmarks.npy")
+    for content, line in ((np.zeros((5, 68, 2)), "a second, but landmarks for 5; make them anew"),
+                          (np.zeros((5, 2)), r"holds \(5, 2\); landmarks are \(T, 68, 2\)")):
+        np.save(landmarks, content)
+        with pytest.raises(InputError, match=line):
+            look()
+    landmarks.write_text("no array")
+    with pytest.raises(InputError, match="film.landmarks.npy: no array"):
+        look()
+
+
+def test_without_voices_only_the_leak_is_left_out(films, tmp_path, monkeypatch, capsys):
+    """Which lips are closed is learned from clips of the drawn world, that are spoken."""
+    def mute(*_):
+        raise InputError("the drawn world speaks with espeak-ng")
+
+    monkeypatch.setattr(command, "lip_limits", mute)
+    assert cli.run(command.main, [str(films / "frozen"), f"--out={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "- Left out: LipLeak: the drawn world speaks with espeak-ng.\n" in said
+    assert "| sharpness | as the truth | " in said
 
 
 def test_an_open_mouth_to_silence_leaks(tmp_path):
@@ -257,7 +291,7 @@ def test_vocalisations_are_counted(tmp_path):
         return watch.Seen(tmp_path / name, SIZE, np.ones(5), *[None] * 3, states, None, None)
 
     pairs = [(film("laugh_1.mp4", "laugh"), None), (film("laugh_2.mp4", "yawn"), None),
-             (film("throat-clear.mp4", "throat-clear"), None), (film("words.mp4", "laugh"), None)]
+             (film("Throat clear3.mp4", "throat-clear"), None), (film("gaspard.mp4", "gasp"), None)]
     found = command.Measured(pairs, Judge())
     found.vocalisations(tmp_path / "confusion.png")
     assert found.rows[0]["generated"]["value"] == pytest.approx(2 / 3)
@@ -286,8 +320,13 @@ def test_frechet_distance():
     parts = [[frechet.moments(piece) for piece in np.split(x, 10)] for x in (a, b)]
     value, low, high = frechet.with_interval(*parts)
     assert value == pytest.approx(expected) and low < value < high
-    empty = [np.zeros((13, 13)), *parts[0]]                # a film too short to have any
-    assert frechet.with_interval(empty, parts[1]) == pytest.approx((value, low, high))
+    none = np.zeros((13, 13))                              # of a film too short to have any
+    assert frechet.with_interval(*([none, *x] for x in parts)) == (
+        pytest.approx((value, low, high)))
+    ours = [none, *parts[0][1:]]                           # its partner stays in this pair
+    assert frechet.jackknife(ours, parts[1])[1 + 1] == pytest.approx(frechet.distance(
+        sum(ours[i] for i in range(10) if i % 8 != 1), sum(
+            parts[1][i] for i in range(10) if i % 8 != 1)))
     for hop, places in ((None, (0, 25)), (10, (0, 10, 20, 30))):
         windows = frechet.over_time(a[:60], frechet.moments(b), FPS, hop)
         assert windows == pytest.approx([frechet.distance(frechet.moments(a[i:i + FPS]),

@@ -56,11 +56,11 @@ def over_time(features: np.ndarray, reference: np.ndarray, window: int, hop: int
 
 
 def jackknife(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
-    """d^2 of two sets given in parts, and then the same with each of at most 8 groups of parts
-    left out of both: (1 + groups,). Differences of two such arrays have their interval, too. A part
-    without features, as of a short film, is no part."""
-    a, b = ([part for part in parts if part[-1, -1]] for parts in (a, b))
-    k = min(8, len(a), len(b))
+    """d^2 of two sets given in parts, which are pairs, and then the same with each of at most 8
+    groups of parts left out of both: (1 + groups,). Differences of two such arrays have their
+    interval, too. A pair of parts without any features, as of short films, is no part."""
+    a, b = zip(*(pair for pair in zip(a, b, strict=True) if pair[0][-1, -1] + pair[1][-1, -1]))
+    k = min(8, len(a))
     return np.array([distance(sum(a), sum(b)), *(
         distance(sum(a) - sum(a[i::k]), sum(b) - sum(b[i::k])) for i in range(k) if k > 1)])
 
