@@ -302,6 +302,8 @@ def long(ours: float, own: float, chained: float, told: float = 0.0, level: floa
     ("steps", steps(found()), REPRODUCED),
     ("steps", steps(found(0.85)), NOT),
     ("steps", steps(found(0.9, 12)), NOT),
+    ("steps", steps(found(0.9, 10.52)), REPRODUCED),  # 20 steps are 5 % of 10.52 lower, and less
+    ("steps", steps(found(0.9, 10.53)), NOT),
     ("autoguidance", CEILING | {"1": found(), "2": found(distance=9)}, REPRODUCED),
     ("autoguidance", CEILING | {"1": found(), "2": found(distance=11)}, NOT),
     ("guidance", guidance(1, 0.01), REPRODUCED),

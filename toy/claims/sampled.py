@@ -112,7 +112,7 @@ def measure_steps(kept: Kept) -> None:
 
 def enough(parts: dict, n: str) -> tuple[str, dict[str, dict]]:
     """Whether so many steps are as good as 20, and the differences from these."""
-    margins = SPARED | {"distance": SPARED["distance"] * parts["20"]["distance"][0]}
+    margins = SPARED | {"distance": SPARED["distance"] * parts[n]["distance"][0]}
     found = {name: compare([parts[n]], [parts["20"]], name) for name in SPARED}
     return together([verdict(found["LipScore"], "higher", margins["LipScore"]),
                      verdict(found["distance"], "lower", margins["distance"])]), found
@@ -452,10 +452,11 @@ def judge_long(parts: dict) -> tuple[str, str, str]:
     limited = said[0] == REPRODUCED                        # else there is nothing to compare with
     said.append(together(verdict(ours, way, margin) for way in ("lower", "higher")) if limited
                 else NONE)
-    seen = (f"in the last {TEN} of {LONG} s films of chained lie {show(gathered)} farther away "
-            f"than if it were told true frames ({said[0]}) and {show(more)} farther than ours of "
-            f"the same training ({said[1]}), {gathered['n']} films each; those of ours as shipped "
-            f"change by {show(ours)} from the first {TEN} s to the last, {ours['n']} films "
+    seen = (f"in the last {TEN} of {LONG} s films of the chained model lie {show(gathered)} "
+            f"farther away than if it were told true frames ({said[0]}) and {show(more)} farther "
+            f"than ours of the same training ({said[1]}), {gathered['n']} films each; those of "
+            f"ours as shipped change by {show(ours)} from the first {TEN} s to the last, "
+            f"{ours['n']} films "
             + (f"(the limit is {margin:.3g}: {said[2]})." if limited else "(there is no limit)."))
     rows, people = [], len(above[OWN])
     for label, name, count in (("ours", "ours", None), ("ours, the same people", "ours", people),
