@@ -18,7 +18,6 @@ libraries take comes on top.
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -127,8 +126,8 @@ def grown(work: Callable[[], None]) -> int:
     """What the peak of `work` adds to what is there before, by the CPU allocator's own count."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
+    with cli.scratch() as folder:
+        path = folder / "trace.json"
         record.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     # The count begins with the record, when the weights are there.

@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if len(args.videos) < 2:
         raise InputError("VIDEOS: give two or more, so that each can be given another one's sound")
+    if len({path.resolve() for path in args.videos}) < len(args.videos):
+        raise InputError("VIDEOS: one is given twice; another's sound would be its own")
     model = KeyFace.load(args.weights, pick_device(args.device))
     truths = [np.concatenate([*blocks_of(path, model.size, 1500)]) for path in args.videos]
     waves = [read_audio(path)[:len(truth) * FRAME_SAMPLES]

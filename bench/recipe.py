@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds the project
 
 from tools.checkpoint import hashes, read_json
-from tools.cli import HERE, WEIGHTS, InputError, Parser, run
+from tools.cli import HERE, WEIGHTS, InputError, Parser, check_output, run
 from tools.figures import save_figure
 from toy.recipe import PHASES
 
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="made by toy.recipe")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "recipe.png", help="figure")
     args = parser.parse_args(argv)
+    check_output(args.out, (".png", ".webp"), "--out")
     found = sorted(map(measured, args.folders), key=lambda each: each[0])
     hours, names = [each for each, *_ in found], list(MEASURES.values())
     print(f"| core hours | measured | {' | '.join(names)} |\n|{' --- |' * (2 + len(names))}")

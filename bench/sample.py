@@ -8,7 +8,6 @@ between two keyframes (the good model and the bad one).
 """
 
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,7 @@ from bench.unet import fill
 from diffusion import keyframe_weights, schedule
 from keyface import Config, KeyFace, Plan
 from tools import released
-from tools.cli import AUDIO, EMOTION, IMAGE, WEIGHTS, Parser, number, pick_device, run
+from tools.cli import AUDIO, EMOTION, IMAGE, WEIGHTS, Parser, number, pick_device, run, scratch
 from tools.media import (
     FPS,
     FRAME_SAMPLES,
@@ -121,8 +120,8 @@ def main(argv: list[str] | None = None) -> None:
 
     began, busy = time.perf_counter(), time.process_time()
     frames = clock.making("making frames", model.animate(image, wave, EMOTION))
-    with tempfile.TemporaryDirectory() as folder:
-        write_video(Path(folder) / "film.mp4", frames, wave, film_side(model.size))
+    with scratch() as folder:
+        write_video(folder / "film.mp4", frames, wave, film_side(model.size))
     total, busy = time.perf_counter() - began, time.process_time() - busy
     made = clock.seconds.pop("making frames")
     clock.seconds["the rest of sampling"] = made - sum(clock.seconds.values())

@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     device, figures = pick_device(args.device), {}
     for name, batch in (("tiny", 4), ("small", 1)):
-        config = Config.tiny() if name == "tiny" else scaling.named_config(name)
+        config = scaling.named_config(name)
         for stage in ("keyframe", "interp"):
             few = args.steps if name == "tiny" or device != "cpu" else 2
             found = steps(config, stage == "interp", batch, few, device)

@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -197,9 +198,7 @@ def measure(job: dict) -> dict:
     module.zero_grad(set_to_none=True)
     module.to_empty(device=device)
     fill(module)
-    if job["compile"]:  # of autoencoders the part that works; the whole one is never called
-        getattr(module, "decoder", module).compile()
-    if job["compile"] or device == "cuda":  # once for what is made at the first call
+    if device == "cuda":  # once for what is made at the first call
         work(**kind)
     before = resident()
     if device == "cuda":
@@ -240,17 +239,20 @@ def main(argv: list[str] | None = None) -> None:
                         help="of the loop; default: all 11 on a GPU, else 1")
     parser.add_argument("--repeat", type=number(int, 1, 100), default=2,
                         help="processes for each measurement")
-    parser.add_argument("--compile", action="store_true", help="both through torch.compile")
     parser.add_argument("--small", action="store_true", help="a reduced network and decoder")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.job:
         print(json.dumps(measure(json.loads(args.job))))
         return
-    if args.device is None:
-        ask = "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"
-        args.device = subprocess.check_output([sys.executable, "-c", ask], text=True).strip()
-    common = {"device": args.device, "small": args.small, "compile": args.compile,
+    ask = "import torch; print('cuda' if torch.cuda.is_available() else 'cpu')"
+    there = subprocess.check_output([sys.executable, "-c", ask], text=True).strip()
+    if args.device == "cuda" and there != "cuda":
+        raise cli.InputError("--device: there is no GPU here that torch can use")
+    if not find_spec("diffusers"):
+        raise cli.InputError('diffusers is not here; pip install -e ".[test]" first')
+    args.device = args.device or there
+    common = {"device": args.device, "small": args.small,
               "steps": args.steps or (11 if args.device == "cuda" else 1)}
 
     product = best([in_process(common | {"what": "product"}) for _ in range(args.repeat)])

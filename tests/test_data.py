@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 from collections import Counter
@@ -14,6 +15,7 @@ import pytest
 import torch
 from conftest import films, numbered
 from safetensors.torch import load_file
+from test_sample import forbid
 
 import data
 from data import Clips
@@ -178,7 +180,8 @@ def test_videos_that_cannot_be_used_are_listed_and_left_out(frozen, tmp_path, ca
     ("0.csv", "seconds,valence,arousal\n1,0,0\n0,0,0\n", "0.csv: the seconds do not rise"),
     ("0.csv", "seconds,valence,arousal\n0,2,0\n", "0.csv: valence and arousal must lie between"),
     ("0.csv", "seconds,valence,arousal\n0,nan,0\n", "0.csv: rows of numbers"),
-    ("0.crop.csv", "left,top,side\n1,2,-3\n", "0.crop.csv: whole numbers of pixels"),
+    ("0.crop.csv", "left,top,side\n1,2,-3\n", "0.crop.csv: one row of whole numbers"),
+    ("0.crop.csv", "left,top,side\n1,2,3\n1,2,4\n", "0.crop.csv: one row of whole numbers"),
     ("0.crop.csv", "x,y\n1,2\n", "0.crop.csv: rows of numbers under the names left,top,side"),
 ])
 def test_tables_that_cannot_be_used(tmp_path, name, text, line):
@@ -208,7 +211,7 @@ def test_a_clip_is_of_the_kind_that_is_heard_longest(tmp_path):
     """But for speech; and a table that ends long before the video is refused."""
     folder, rows = films(tmp_path / "films", [60, 30]), []
     for t in range(60):
-        kind = "speech" if t < 30 else "laugh" if t < 50 else "sigh"
+        kind = " speech" if t < 30 else "laugh " if t < 50 else "sigh"  # with spaces around
         rows.append(f"{t / 25},0,0,{kind}")
     table = folder / "0.csv"
     table.write_text("\n".join(["seconds,valence,arousal,kind", *rows]))
@@ -217,6 +220,35 @@ def test_a_clip_is_of_the_kind_that_is_heard_longest(tmp_path):
     table.write_text("\n".join(["seconds,valence,arousal,kind", *rows[:20]]))
     with pytest.raises(InputError, match="0.csv: ends at 0.76 s of 2.4 or more; give rows up to"):
         list(source.pieces(0))
+
+
+def test_nothing_is_left_of_a_video_that_is_refused_late(frozen, tmp_path, monkeypatch):
+    """Its table ends in the second of three clips."""
+    monkeypatch.setattr(prepare, "PIECE", 25)
+    folder = films(tmp_path / "films", [30, 75, 30])
+    lines = (folder / "1.csv").read_text().splitlines()
+    (folder / "1.csv").write_text("\n".join(lines[:6]))
+    manifest = prepare.prepare(prepare.Videos(folder, 32), tmp_path / "cache", frozen, workers=1)
+    assert "1.csv: ends at 0.8 s" in manifest["left_out"]["1.mp4"]
+    assert sorted(p.name for p in tmp_path.glob("cache/shards/*.safetensors")) == [
+        "0.mp4.000.safetensors", "2.mp4.000.safetensors"]
+
+
+def test_pictures_without_sound_are_left_out_and_it_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "PIECE", 60)
+    folder = films(tmp_path / "films", [20, 90])
+    table = (folder / "1.csv").read_text()
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(folder / "1.mp4"),
+                    "-filter_complex", "[0:a]atrim=end=1.2[a]", "-map", "0:v", "-map", "[a]",
+                    str(folder / "2.mp4")], check=True)
+    (folder / "2.csv").write_text(table)
+    source = prepare.Videos(folder, 32)
+    lengths = [len(piece.pictures) for piece in source.pieces(1)]
+    assert lengths == [60, 30] and capsys.readouterr().err == ""
+    [only] = (len(piece.pictures) for piece in source.pieces(2))
+    said = capsys.readouterr().err
+    assert 29 <= only <= 33  # 1.2 s; the encoder pads its last block
+    assert said.count("\n") == 1 and re.search(r"2.mp4: its sound ends at 1\.\d s; pictures", said)
 
 
 def test_the_command_hands_on_what_it_is_asked_for(tmp_path, monkeypatch, frozen):
@@ -296,9 +328,9 @@ def test_odd_videos_are_read_as_they_are_shown_and_heard(tmp_path):
 
 def test_long_videos_become_several_clips(frozen, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "PIECE", 25)
-    source = prepare.Videos(films(tmp_path / "films", [16, 60], " l"), 32)
+    source = prepare.Videos(films(tmp_path / "films", [16, 60], "al"), 32)
     manifest = prepare.prepare(source, tmp_path / "cache", frozen, workers=1)
-    assert [clip["kind"] for clip in manifest["clips"]] == [" ", "l", "l"]
+    assert [clip["kind"] for clip in manifest["clips"]] == ["a", "l", "l"]
     first, second = (load_file(tmp_path / f"cache/shards/1.mp4.00{i}.safetensors")
                      for i in range(2))
     assert len(first["emotion"]) == len(second["emotion"]) == 25  # the rest is too short
@@ -338,7 +370,7 @@ def test_the_drawn_world_writes_the_same_shards(frozen, tmp_path, monkeypatch):
     assert min(made.singles(1, step).latents.min() for step in range(20)) > -0.5
 
 
-def test_caches_that_do_not_fit(cache, frozen, tmp_path):
+def test_caches_that_do_not_fit(cache, frozen, tmp_path, monkeypatch):
     mine = Path(shutil.copytree(cache, tmp_path / "mine"))
     text = (mine / "manifest.json").read_text()
 
@@ -364,4 +396,7 @@ def test_caches_that_do_not_fit(cache, frozen, tmp_path):
     refuses("3.mp4.000.safetensors: missing or cut off; run")
     shard.write_bytes(b"\xff" * len(whole))
     with pytest.raises(InputError, match="3.mp4.000.safetensors: damaged .*delete it and run"):
+        [clips(mine, frozen).batch(4, step) for step in range(2)]
+    forbid(monkeypatch, shard.name)
+    with pytest.raises(PermissionError, match="3.mp4.000.safetensors"):
         [clips(mine, frozen).batch(4, step) for step in range(2)]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import wave as wav_file
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from types import SimpleNamespace
@@ -262,7 +263,7 @@ def test_sound_of_any_kind(files, tmp_path):
     assert loud.tolist() == [1, -0.5]
 
 
-def test_pictures_of_any_kind(tmp_path):
+def test_pictures_of_any_kind(tmp_path, capsys):
     half = np.zeros((40, 40, 3), np.uint8)
     half[:, 20:] = (255, 102, 51)      # in the web palette
 
@@ -290,6 +291,11 @@ def test_pictures_of_any_kind(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6                  # turn by a quarter, clockwise
     assert np.abs(back(picture, "h.png", exif=turned) - np.rot90(half, -1)).max() == 0
+    plain, chunk = (tmp_path / "a.png").read_bytes(), b"eXIfno EXIF"     # goes after the header
+    (tmp_path / "n.png").write_bytes(plain[:33] + struct.pack(">I", len(chunk) - 4) + chunk
+                                     + struct.pack(">I", zlib.crc32(chunk)) + plain[33:])
+    assert (media.open_image(tmp_path / "n.png") == half).all()
+    assert re.search("n.png: its EXIF cannot be read .* used as it", capsys.readouterr().err)
     black = Image.new("RGB", (40, 40))
     moving = back(picture, "i.gif", save_all=True, append_images=[black])
     assert np.abs(moving - half).max() < 40

@@ -176,7 +176,7 @@ def check_same(path: Path, ours: dict[str, Tensor], other: Path, theirs: dict[st
                              "differs); get the one of --list-weights")
 
 
-def _check_readable(path: str | Path) -> None:
+def check_readable(path: str | Path) -> None:
     """Raises PermissionError, which names the file; `safe_open` says that there is none."""
     with suppress(FileNotFoundError), open(path, "rb"):
         pass
@@ -192,7 +192,7 @@ def load_part(path: str | Path, module: nn.Module, device: str | torch.device = 
     if not path.is_file():
         raise InputError(f"{path}: missing from the weights folder")
     keep = torch.device(device).type != "cpu" and torch.bfloat16
-    _check_readable(path)
+    check_readable(path)
     try:
         with safe_open(path, "pt", str(device)) as file:
             names = file.keys()
@@ -209,7 +209,7 @@ def load_part(path: str | Path, module: nn.Module, device: str | torch.device = 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
     """The header of a safetensors file that `save_part` wrote: config, step, code version."""
-    _check_readable(path)
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}

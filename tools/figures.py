@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
 
+from tools.checkpoint import save_text
 from tools.cli import COMMENT, InputError, replacing
 from tools.media import FPS, SAMPLE_RATE
 
@@ -122,8 +123,7 @@ def save_metrics(path: Path, rows: list[dict[str, float]], board) -> None:
     """Writes `rows` as NAME.csv, draws their losses over minutes as NAME_curves.png and gives the
     last one to `board`, which `tensorboard` opened, where there is one."""
     lines = [rows[-1], *(row.values() for row in rows)]
-    with replacing(path) as temporary:
-        temporary.write_text("".join(",".join(map(str, line)) + "\n" for line in lines))
+    save_text(path, "".join(",".join(map(str, line)) + "\n" for line in lines))
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for name in ("latent_loss", "val_1", "val_10", "val_10_other_audio"):

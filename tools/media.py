@@ -27,7 +27,7 @@ from tools.cli import COMMENT, InputError, replacing, scratch, warn
 FPS = 25                    # fixed, as audio.py gives a frame two features of 20 ms each
 SAMPLE_RATE = 16000
 FRAME_SAMPLES = SAMPLE_RATE // FPS
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".3gp")
 
 
 def frame_count(samples: int) -> int:
@@ -272,7 +272,10 @@ def open_image(path: Path | str) -> np.ndarray:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(path)
             image.load()
-            image = ImageOps.exif_transpose(image)
+            try:
+                image = ImageOps.exif_transpose(image)
+            except Exception as error:  # noqa: BLE001 (of EXIF that some programs spoil)
+                warn(f"{path}: its EXIF cannot be read ({error}), so it is used as it lies there")
             if image.mode.startswith(("I", "F")):                   # 16 or 32 bits a pixel
                 grey = np.nan_to_num(np.asarray(image, np.float64))
                 largest = grey.max()

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from tools.checkpoint import save_text
 from tools.cli import HERE, InputError, replacing
 
 VALUE = re.compile(r"⟨(.+?)⟩")
@@ -98,9 +99,8 @@ class Page:
         """Writes the page; what needed no stop is told now."""
         for i in set(range(len(self.texts))) - self.parts.keys():
             self.stop(i)
-        with replacing(self.folder / "README.md") as temporary:
-            temporary.write_text("".join(self.parts[i] for i in range(len(self.texts))),
-                                 encoding="utf-8")
+        save_text(self.folder / "README.md",
+                  "".join(self.parts[i] for i in range(len(self.texts))))
 
 
 class Canvas:

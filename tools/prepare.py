@@ -45,6 +45,7 @@ from tools.cli import (
     InputError,
     crop,
     end_with_parent,
+    explained,
     make_folder,
     warn,
     without_interrupts,
@@ -102,9 +103,10 @@ def square_beside(path: Path) -> tuple[int, int, int] | None:
     if not table.exists():
         return None
     rows = _rows(table, ("left", "top", "side"))
-    with suppress(Exception):  # of numbers that are no such square
-        return crop(",".join(f"{value:g}" for value in rows[0][0]))
-    raise InputError(f"{table}: whole numbers of pixels are expected, as in 40,0,300")
+    with suppress(Exception):  # of numbers that are no such square, or more than one
+        [(square, _)] = rows
+        return crop(",".join(f"{value:g}" for value in square))
+    raise InputError(f"{table}: one row of whole numbers of pixels is expected, as in 40,0,300")
 
 
 def square_of(path: Path) -> tuple[int, int, int]:
@@ -206,7 +208,7 @@ class Videos:
             raise InputError(f"{table}: the seconds do not rise from row to row")
         if (np.abs(numbers[:, 1:]) > 1).any():
             raise InputError(f"{table}: valence and arousal must lie between -1 and 1")
-        return numbers, [row[1].get("kind") or SPEECH for row in rows]
+        return numbers, [(row[1].get("kind") or "").strip() or SPEECH for row in rows]
 
     def _beside(self, path: Path) -> str:
         return repr([p.read_text(encoding="utf-8-sig") for ending in (".csv", ".crop.csv")
@@ -229,10 +231,12 @@ class Videos:
         wave = read_audio(path)
         heard = frame_count(len(wave))
         table, first = self.table(path), 0
-        for pictures in video_blocks(path, self.size, square_beside(path) or self.square,
-                                     PIECE):
-            pictures = pictures[:heard - first]
+        for block in video_blocks(path, self.size, square_beside(path) or self.square, PIECE):
+            pictures = block[:heard - first]
             n = len(pictures)
+            if len(block) > n + FPS:
+                warn(f"{path}: its sound ends at {heard / FPS:.1f} s; pictures after it are left "
+                     "out")
             if not n:
                 break
             emotion, kind = emotion_curve("neutral", n), SPEECH
@@ -248,6 +252,8 @@ class Videos:
                 others = [k for k in (table[1][row] for row in rows) if k != SPEECH]
                 kind = max(sorted(set(others)), key=others.count, default=SPEECH)
             yield Piece(wave, first, emotion, kind, list(range(n)), pictures)
+            if n < len(block):
+                break
             first += n
 
 
@@ -426,10 +432,10 @@ def _work(index: int) -> None:
                 "frames": len(piece.emotion), "times": None if all_there else piece.times})
         if not record["clips"]:
             raise InputError(f"{source.name(index)}: shorter than {least} frames at {FPS} a second")
-    except InputError as error:
-        record |= {"clips": [], "left_out": str(error)}
-    except PermissionError as error:
-        record |= {"sha256": "", "clips": [], "left_out": f"{error.filename}: {error.strerror}"}
+    except (InputError, PermissionError) as error:
+        for clip in record["clips"]:  # of a video that only later turned out to be of no use
+            (cache / clip["shard"]).unlink(missing_ok=True)
+        record = {"sha256": ""} | record | {"clips": [], "left_out": explained(error)[1]}
     _record(cache, source, index).parent.mkdir(parents=True, exist_ok=True)
     save_text(_record(cache, source, index), json.dumps(record))
 

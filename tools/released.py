@@ -23,7 +23,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from keyface import Config, KeyFace
-from tools.checkpoint import check_names, check_same, check_values, save_config, save_part
+from tools.checkpoint import (
+    check_names,
+    check_readable,
+    check_same,
+    check_values,
+    save_config,
+    save_part,
+)
 from tools.cli import InputError, Parser, explained, make_folder, run, warn
 
 # ---- the files --------------------------------------------------------------------------------
@@ -304,6 +311,7 @@ def read(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: no such file; name one that is there")
     try:
         if path.suffix == ".safetensors":
+            check_readable(path)
             return load_file(path)
         content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # damaged files raise nearly anything
