@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         train(whole, args.steps)
         expected = digest(whole)
         print(f"undisturbed: sha256={expected}\n"
-              "kill   after (s)   since   state of step   in a save", flush=True)
+              "kill   after (s)   since   state of step   while writing", flush=True)
         while kills < args.kills:
             # The other has the same windows, and nothing yet of the training itself.
             shutil.rmtree(killed, ignore_errors=True)

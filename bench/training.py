@@ -133,7 +133,8 @@ def read_all(windows: int) -> float:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser("bench/training.py", description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", help="cuda or cpu (default: cuda where there is one)")
-    parser.add_argument("--steps", type=number(int, 1, 1000), default=12, help="of each training")
+    parser.add_argument("--steps", type=number(int, 1, 1000), default=12, help="of each training "
+                        "(on a CPU 2 of the small ones)")
     parser.add_argument("--memory", type=number(int, 4, 10**5), metavar="WINDOWS",
                         help="read so many windows in this process, print the peak, and stop")
     args = parser.parse_args(argv)

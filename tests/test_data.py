@@ -207,6 +207,16 @@ def test_folders_and_patterns_that_cannot_be_used(tmp_path, names, pattern, line
         prepare.Videos(tmp_path / "nothing", 64)
 
 
+def test_every_tenth_video_is_held_out_and_always_the_same_drawn_people(tmp_path):
+    for i in range(21):
+        (tmp_path / f"{i:02}.mp4").touch()
+    source = prepare.Videos(tmp_path, 64)
+    assert [i for i in range(21) if source.held_out(i)] == [0, 10, 20]
+    few, many = (prepare.DrawnWorld(n, Config.tiny()) for n in (3, 50))
+    ours, theirs = ({w.name(i) for i in range(len(w)) if w.held_out(i)} for w in (few, many))
+    assert ours == theirs and not ours & {many.name(i) for i in range(50)}
+
+
 def test_a_clip_is_of_the_kind_that_is_heard_longest(tmp_path):
     """But for speech; and a table that ends long before the video is refused."""
     folder, rows = films(tmp_path / "films", [60, 30]), []
@@ -284,9 +294,12 @@ def test_the_square_of_a_video(tmp_path):
     source = prepare.Videos(tmp_path, 16, square=(4, 10, 20))
     black, white = (next(iter(source.pieces(i))).pictures.mean() for i in range(2))
     assert black < 10 and white > 245
-    (tmp_path / "1.crop.csv").write_text("left,top,side\n36,10,40\n")
-    with pytest.raises(InputError, match="the square 36,10,40 reaches out of the picture"):
-        list(source.pieces(1))
+    (tmp_path / "1.crop.csv").write_text("left,top,side\n44,44,20\n")  # up to the corner
+    assert next(iter(source.pieces(1))).pictures.mean() > 245
+    for beyond in ("45,44,20", "44,45,20"):
+        (tmp_path / "1.crop.csv").write_text(f"left,top,side\n{beyond}\n")
+        with pytest.raises(InputError, match=f"the square {beyond} reaches out of the picture"):
+            list(source.pieces(1))
 
 
 def test_odd_videos_are_read_as_they_are_shown_and_heard(tmp_path):

@@ -439,6 +439,18 @@ def sound(seconds: float, seed: int = 0) -> np.ndarray:
     return (0.1 * rng.standard_normal(round(16000 * seconds))).astype(np.float32)
 
 
+def test_a_film_has_the_settings_that_were_asked_for(brief, monkeypatch):
+    films = []
+    monkeypatch.setattr(KeyFace, "sample_keyframes",
+                        lambda _, film, __: films.append(film) or 1 / 0)
+    asked = {"steps": 3, "id_guidance": 1.5, "audio_guidance": 2.5, "autoguidance": 3.5, "seed": 7}
+    own = {name: getattr(brief.config, name, 0) for name in asked}  # seed 0
+    for settings, expected in (({}, own), (asked, asked)):
+        with pytest.raises(ZeroDivisionError):
+            next(brief.animate(np.zeros((64, 64, 3), np.uint8), sound(0.1), **settings))
+        assert {name: getattr(films[-1], name) for name in asked} == expected
+
+
 def test_length_seed_and_repeatability():
     model = random_model(small())
 

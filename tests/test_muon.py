@@ -1,5 +1,6 @@
 """The optimizer against the singular values of a matrix, and torch's own."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -60,10 +61,11 @@ def test_every_parameter_steps_once():
     assert len(again.state) == len(optimizer.state) == len(list(vae.parameters())) - 1
 
 
-def test_the_layers_at_the_ends_of_a_network_are_adamws():
-    stage = Stage(Config.tiny().keyframe)
+@pytest.mark.parametrize("name, own", [("keyframe", set()), ("interp", {"learned_mask"})])
+def test_the_layers_at_the_ends_of_a_network_are_adamws(name, own):
+    stage = Stage(getattr(Config.tiny(), name))
     rest = {id(p) for p in scaling.optimizer(stage, 1e-3).param_groups[1]["params"]}
     matrices = {name for name, p in stage.named_parameters() if p.ndim > 1 and id(p) in rest}
     assert matrices == {
         "audio_proj.weight", "unet.input_blocks.0.0.weight", "unet.time_embed.0.weight",
-        "unet.label_emb.0.0.weight", "unet.out.2.weight"}
+        "unet.label_emb.0.0.weight", "unet.out.2.weight"} | own

@@ -550,6 +550,7 @@ def test_the_default_configuration_is_the_released_models():
                                                told["diffusion"]["p_std"])
         assert stage.sigma_max == told["diffusion"]["ays_table"][0]
         assert stage.condition_scale == 1 / scale and not stage.blend and not stage.without
+        assert stage.lambda_eyes == stage.pixel_share == 1
         assert config.steps == told[name]["num_steps"]
         for weight, value in told[name]["guidance"].items():
             assert getattr(config, weight) == value
@@ -558,7 +559,7 @@ def test_the_default_configuration_is_the_released_models():
         heads = [n * unet.model_channels / unet.num_head_channels for n in unet.channel_mult]
         assert heads == [5, 10, 20, 20]
     pixel = told["vae"]["pixel"]
-    assert config.keyframe.lambda_lower == pixel["lambda_lower"]
+    assert config.keyframe.lambda_lower == pixel["lambda_lower"] and config.interp.lambda_lower == 2
     assert config.keyframe.pixel_weight == pixel["weight_pixel"] and not config.interp.pixel_weight
     assert config.dummy_first and not config.average_shared
     assert {a.mapping for a in (config.audio, config.interp_audio)} == {"released"}

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from test_training import ROOT, copy, equal
 from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import training
 from stage import Stage
@@ -91,6 +92,14 @@ def finish(started: list, status: int = 0) -> None:
     for each in started:
         each.join(200)
         assert each.exitcode == status
+
+
+def test_a_killed_process_has_the_status_of_its_signal(monkeypatch):
+    def killed(argv):
+        raise ChildFailedError("train", {0: ProcessFailure(0, 1, -9, "none")})
+
+    monkeypatch.setattr("torch.distributed.run.main", killed)
+    assert processes.main([]) == 128 + 9
 
 
 def wait_for(path: Path) -> None:

@@ -316,6 +316,10 @@ def test_the_part_of_a_picture_that_is_used(run, files, tmp_path, capsys):
         assert re.search(r"(tall|turned)\.png: of 30 x 90 pixels only the square of 30 in the mid.*"
                          r"--crop X,Y,SIDE \(this is 0,30,30\)\n$", capsys.readouterr().err)
         assert (media.read_image(path, 20, (5, 10, 20)) == 200).all()
+    assert media.read_image(tall, crop=(10, 70, 20)).shape == (20, 20, 3)      # up to the corner
+    for beyond in ((11, 70, 20), (10, 71, 20)):
+        with pytest.raises(cli.InputError, match="reaches out of image"):
+            media.read_image(tall, crop=beyond)
     media.read_image(files / "good.png")                # 80 x 60: a quarter is cut away, not more
     assert capsys.readouterr().err == ""
     status, said = run(image=tmp_path / "tall.png", crop="5,10,20")
@@ -454,6 +458,17 @@ def test_out_is_a_folder_or_an_input(run, files, tmp_path):
     status, said = run(audio=files / "whole.mp4", out=files / "whole.mp4")
     assert (status, "overwritten" in said) == (2, True)
     assert (files / "whole.mp4").read_bytes() == before
+    before = (files / "good.png").read_bytes()
+    status, said = run(sheet=files / "good.png")
+    assert (status, "overwritten" in said) == (2, True)
+    assert (files / "good.png").read_bytes() == before
+
+
+def test_the_film_has_the_users_own_sound(run, files, tmp_path):
+    """Not what the model hears of it."""
+    sound = convert(files / "good.wav", tmp_path / "own.wav", "-ar", "48000", "-ac", "2")
+    assert run(audio=sound)[0] == 0
+    assert "48000 Hz, stereo" in probe(tmp_path / "film.mp4")[0]
 
 
 def test_pipes_and_names_are_not_stumbled_over(run, tmp_path):
@@ -489,8 +504,15 @@ def test_a_device_has_one_name():
     assert [cli.pick_device(name) for name in ("cpu", "cpu:0", "cpu:00")] == ["cpu"] * 3
 
 
-def test_every_emotion_is_within_range():
-    """`emotion_curve` refuses what is not."""
+@pytest.mark.parametrize("names, signs, stirring", [
+    ("fear contempt", (1, 1), True), ("happy", (1, 1), False), ("surprised", (0, 1), True),
+    ("angry disgusted", (-1, 1), True), ("sad", (-1, -1), True), ("bored", (-1, -1), False),
+    ("calm", (1, -1), False)])
+def test_named_emotions_lie_in_their_quadrants(names, signs, stirring):
+    """Of valence and arousal, and which of them is larger; all are within the range."""
+    for name in names.split():
+        [[valence, arousal]] = emotion_curve(name, 1)
+        assert (*np.sign([valence, arousal]), arousal > valence) == (*signs, stirring), name
     assert all(len(emotion_curve(name, 1)) == 1 for name in EMOTIONS)
 
 

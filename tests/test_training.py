@@ -24,7 +24,7 @@ import train_keyframe
 import training
 from data import Clips, Windows
 from keyface import KeyFace
-from stage import Config, Stage
+from stage import Conditions, Config, Stage
 from tools import begin, checkpoint, cli
 from tools.checkpoint import (
     load_config,
@@ -120,7 +120,9 @@ def test_a_resumed_training_is_exact(frozen, tmp_path, train):
     """Of interpolation; test_processes.py kills and resumes one of keyframes."""
     whole, parted = copy(frozen, tmp_path / "whole"), copy(frozen, tmp_path / "parted")
     once = train(train_interp, whole, "--steps=4")
-    assert train(train_interp, parted, "--steps=4", stop=1)["step"] == 1
+    first = train(train_interp, parted, "--steps=4", stop=1)
+    assert first["step"] == 1 and not equal(first["stage"], once["stage"])
+    assert once["average"]["n_averaged"] == 4 > first["average"]["n_averaged"] == 1
     assert train(train_interp, parted, "--steps=4", "--resume", stop=2)["step"] == 3
     twice = train(train_interp, parted, "--steps=4", "--resume")
     assert once["step"] == twice["step"] == 4
@@ -165,22 +167,68 @@ def test_a_training_reads_scaled_latents_of_its_own_splits(frozen, cache, monkey
         torch.testing.assert_close(found.identity, (raw.identity - mean) / std)
 
 
+@pytest.mark.parametrize("script, more", [(train_keyframe, ["--spatial=0"]), (train_interp, [])])
+def test_each_step_and_each_seed_has_its_own_windows_and_draws(frozen, tmp_path, train, monkeypatch,
+                                                               script, more):
+    forward, seen = Stage.forward, []
+
+    def noting(self, *args):
+        seen.append([x.sum().item() for x in (args[1], args[5].noise, args[5].sigma)])
+        return forward(self, *args)
+
+    monkeypatch.setattr(Stage, "forward", noting)
+    for seed in (0, 1):
+        train(script, copy(frozen, tmp_path / str(seed)), "--steps=2", f"--seed={seed}", *more)
+    assert [len(set(values)) for values in zip(*seen)] == [4, 4, 4]
+
+
+def test_the_spatial_phase_is_of_single_frames_and_not_of_finished_weights(frozen, tmp_path, train,
+                                                                           monkeypatch):
+    """Of these it is left out after --resume, too."""
+    forward, seen, init = Stage.forward, [], copy(frozen, tmp_path / "init")
+
+    def noting(self, *args):
+        seen.append((*args[1].shape[:2], len(args[6]), args[8]))
+        return forward(self, *args)
+
+    monkeypatch.setattr(Stage, "forward", noting)
+    train(train_keyframe, copy(frozen, tmp_path / "new"), "--steps=4", "--spatial=.5")
+    assert seen == [(8, 1, 2, True)] * 2 + [(2, 4, 2, False)] * 2
+    config = load_config(Config, init)
+    save_part(init / "keyframe.safetensors", Stage(config.keyframe).state_dict())
+    seen.clear()
+    asked = train_keyframe, tmp_path / "out", "--steps=2", "--spatial=1"
+    train(*asked, f"--init={init}", stop=1)
+    train(*asked, "--resume")
+    assert seen == [(2, 4, 2, False)] * 2
+
+
 def test_interpolation_is_told_both_ends_of_its_windows_whole_or_in_parts(frozen, tmp_path, train,
                                                                           monkeypatch):
-    """And a step in two parts is the step in one."""
-    forward, told, ended = Stage.forward, [], []
+    """And a step in two parts is the step in one, gradient and all."""
+    forward, told, ended, norms = Stage.forward, [], [], []
+    clip, keyframe = torch.nn.utils.clip_grad_norm_, Stage(load_config(Config, frozen).keyframe)
+    for value in keyframe.parameters():  # a new network has gradients in its last layer alone
+        torch.nn.init.normal_(value, std=0.1)
+
+    def noting(parameters, most):
+        norms.append(clip(parameters, most).item())
+        return torch.tensor(norms[-1])
 
     def listening(self, vae, x0, latents, *rest):
         told.append(latents.equal(x0[:, [0, -1]]))
         return forward(self, vae, x0, latents, *rest)
 
     monkeypatch.setattr(Stage, "forward", listening)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noting)
     for parts in (1, 2):
         out = copy(frozen, tmp_path / str(parts))
+        save_part(out / "keyframe.safetensors", keyframe.state_dict())
         state = train(train_interp, out, "--steps=1", f"--accumulate={parts}")
         ended.append(torch.cat([value.flatten() for value in state["stage"].values()]))
     assert told == [True] * 3
     torch.testing.assert_close(*ended, atol=1e-5, rtol=1e-4)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
 def test_training_learns_and_saves(frozen, cache, tmp_path, train, monkeypatch):
@@ -335,6 +383,23 @@ def test_validation_with_another_windows_audio_tells_who_listens():
     assert found["val_10_other_audio"] == pytest.approx((own - strangers).square().mean().item())
 
 
+@pytest.mark.parametrize("name, weight", [("keyframe", 2.0), ("interp", 1.0)])
+def test_a_sheet_shows_the_truth_and_what_two_sounds_make(monkeypatch, name, weight):
+    """A stand-in shows the sound, which guidance multiplies by its weight."""
+    shown, stage, held_out = [], Stage(getattr(Config.tiny(), name)), made_up(3)
+    monkeypatch.setattr(training, "save_grid", lambda _, images: shown.append(images))
+    stage.conditions = lambda _, tokens, __: Conditions(
+        torch.zeros(3, 4, 16, 16), tokens.mean(2), None)
+    stage.denoise = lambda x, _, known: known.context[..., :1, None, None].expand_as(x)
+    model = SimpleNamespace(vae=SimpleNamespace(to_images=lambda z: z),
+                            config=SimpleNamespace(id_guidance=3.0, audio_guidance=weight))
+    training.sheet(None, model, stage, held_out)
+    own = weight * held_out.audio_tokens.mean(2)[..., 0]  # (3, T)
+    found = shown[0].mean((2, 3, 4)).view(3, 3, 4)  # people, rows, frames
+    expected = torch.stack([0 * own, own, own.roll(1, 0)], 1)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
 def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, tmp_path, train,
                                                                         monkeypatch):
     out = copy(frozen, tmp_path / "out")
@@ -351,6 +416,7 @@ def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, 
     state = train(train_interp, out, "--minutes=0.4")
     metrics = load_metrics(out / "interp.csv")
     assert metrics == list(rows.values()) and len(metrics) >= 2  # TensorBoard has the same
+    assert all(row["pixel_loss"] == 0 < row["latent_loss"] for row in metrics)
     best = {name: json.loads(value)
             for name, value in load_metadata(out / "interp.best.safetensors").items()}
     least = min(metrics, key=lambda row: row["val_1"] + row["val_10"])
@@ -366,7 +432,8 @@ def test_end_of_training_shows_curves_and_sheet_and_keeps_the_bad_model(frozen, 
     assert early < last
     more = tmp_path / "more"  # going on from there, the bad model stays what it was
     monkeypatch.setattr(training, "sheet", lambda *_: None)
-    train(train_interp, more, f"--init={out}", "--steps=1")
+    train(train_interp, more, f"--init={out}", "--steps=1", "--lr=1e-9")
+    assert equal(*(load_file(folder / "interp.safetensors") for folder in (out, more)))
     assert {p.stem for p in more.glob("*.safetensors")} > {"interp", "interp_bad"}
     assert (more / "interp_bad.safetensors").read_bytes() == (
         out / "interp_bad.safetensors").read_bytes()
@@ -516,7 +583,9 @@ def test_interpolation_hears_with_an_encoder_of_its_own(frozen, tmp_path, train)
     assert all(value.equal(loaded[name]) for name, value in speech.items())
     assert model.interp_audio.events is model.audio.events
 
-    made = Clips(out / "cache_videos", "train", model.config.interp, lambda z: z, out).batch(1, 0)
-    times = (made.emotion[0, :, 0] * 100).round().long()
-    tokens = model.interp_audio(torch.from_numpy(read_audio(tmp_path / "films/1.mp4")))
-    assert torch.allclose(made.audio_tokens[0].float(), tokens[times], atol=5e-3)
+    wave = torch.from_numpy(read_audio(tmp_path / "films/1.mp4"))
+    for stage, hearing in ((model.config.interp, model.interp_audio),
+                           (replace(model.config.keyframe, frames=2), model.audio)):
+        made = Clips(out / "cache_videos", "train", stage, lambda z: z, out).batch(1, 0)
+        times = (made.emotion[0, :, 0] * 100).round().long()
+        assert torch.allclose(made.audio_tokens[0].float(), hearing(wave)[times], atol=5e-3)

@@ -3,11 +3,11 @@
 A recipe is a list of phases: autoencoder, audio encoders, judges, keyframes, interpolation. At the
 end the weights are evaluated (`python -m toy.evaluation`, into DIR/results). Each phase is a
 command of this project that anybody can give by hand, for a number of steps that follows from
---hours. Only the judges learn equally long whatever it is, since they measure the others. What is
-finished is written to DIR/recipe.json, so the same command goes on after any interruption, in the
-middle of a phase too (the judges begin anew). A finished phase needs only the weights folder that
-it leaves: it can be carried to another machine and continued there. The last lines of output are
-the weights' card, DIR/README.md.
+--hours. The judges alone always learn for the same number of steps, since they measure the others.
+What is finished is written to DIR/recipe.json, so the same command goes on after any interruption,
+in the middle of a phase too (the judges begin anew). A finished phase needs only the weights folder
+that it leaves: it can be carried to another machine and continued there. The last lines of output
+are the weights' card, DIR/README.md.
 
 Hours are those of processors (user and system), of a GPU those of the clock. What a phase took
 before it was killed is not counted; a signal ends it in good order.

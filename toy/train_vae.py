@@ -51,7 +51,8 @@ HELD_OUT = 10_000_000         # seeds about here are people who never occur in t
 
 
 def random_states(rng: np.random.Generator, n: int) -> np.ndarray:
-    """States (n, S) float32, each part often at its extremes and independent of the others."""
+    """States (n, S) float32, each part often at its extremes and independent of the others
+    (but teeth on the lip keep the jaw up)."""
     def some(share: float, values: np.ndarray, otherwise: float = 0.0) -> np.ndarray:
         return np.where(rng.random(n) < share, values, otherwise)
 

@@ -465,8 +465,8 @@ def main(argv: list[str] | None = None) -> None:
     whole = sum(STEPS.values())
     parser = Parser(prog="python -m toy.evaluation.judges", description="Trains the judges.")
     parser.add_argument("--steps", type=number(int, 1, 10**7), default=whole,
-                        help="of all of them together; fewer than the default learn from as much "
-                        "fewer people and clips")
+                        help="of all five together; with fewer than the default, people and "
+                        "clips are fewer in proportion")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"),
                         help="weights folder, with vae.safetensors")
     args = parser.parse_args(argv)
