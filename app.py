@@ -113,8 +113,8 @@ def make(order: Order, wave: np.ndarray, folder: Path, device: str, making: Maki
     """Makes the film and its contact sheet: their files. Raises Stopped and what `animate` does."""
     making.report("reading the weights, which Cancel does not end", 0, 1)
     model = loaded(order.weights, device)
-    face = seen(order.image, order.crop, model.size)
-    making.warning = model.unlike(face)
+    making.report("keyframes", 0, 1)
+    making.warning = model.unlike(face := seen(order.image, order.crop, model.size))
 
     def keyframes(film: Film, window: int) -> Tensor:
         """As the model's own, and shows them, long before there are frames between them."""
@@ -239,7 +239,7 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
                 newest = gr.Image(label="Newest frames", interactive=False, buttons=[])
                 with gr.Column(visible=False) as made:
                     result = gr.Video(label="Film", interactive=False, autoplay=True, height=400)
-                    gr.Markdown("Contact sheet; K marks keyframes")
+                    gr.Markdown("The page keeps two films. Contact sheet; K marks keyframes")
                     sheet = gr.Image(show_label=False, interactive=False)
                     command, lines = (
                         gr.Code(language=name, label=f"The film {how} (save face and sound)",
@@ -255,8 +255,8 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
         look = answered(lambda path, crop: path and seen(path, crop, size))
         image.change(answered(lambda path: path and box(path)), image, crop).success(
             look, [image, crop], preview)       # the box may be that of the picture before
-        image.select(centre, [image, crop], crop)
-        gr.on([demo.load, crop.change], look, [image, crop], preview, trigger_mode="always_last")
+        image.select(centre, [image, crop], crop).success(look, [image, crop], preview)
+        gr.on([demo.load, crop.submit, crop.blur], look, [image, crop], preview)
         shipped.click(lambda: str(IMAGE), None, image)
         person.click(lambda: example.person(np.random.default_rng()), None, image)
         speech.click(lambda: str(AUDIO), None, audio)

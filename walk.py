@@ -89,7 +89,7 @@ identity = film.identity  # (1, C, h, w)
 pixels = torch.from_numpy(face).permute(2, 0, 1)[None] / 127.5 - 1  # (1, 3, H, W)
 back = model.vae.to_images(identity)
 lost = (back - pixels).abs().mean(1)[0]  # (H, W)
-worst = lost.flatten().square().sort(descending=True).values
+worst = (back - pixels).square().mean(1).flatten().sort(descending=True).values
 worst_share = (worst[: len(worst) // 10].sum() / worst.sum()).item()
 
 canvas = Canvas(3.75)
