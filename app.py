@@ -239,7 +239,7 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
                 newest = gr.Image(label="Newest frames", interactive=False, buttons=[])
                 with gr.Column(visible=False) as made:
                     result = gr.Video(label="Film", interactive=False, autoplay=True, height=400)
-                    gr.Markdown("The page keeps two films. Contact sheet; K marks keyframes")
+                    gr.Markdown("Contact sheet; K marks keyframes. The page keeps two films")
                     sheet = gr.Image(show_label=False, interactive=False)
                     command, lines = (
                         gr.Code(language=name, label=f"The film {how} (save face and sound)",
@@ -252,11 +252,11 @@ def page(folder: Path, own: str, device: str) -> gr.Blocks:
                                          for label in ("The film before", "This film"))
         image.preprocess = lambda file: file and file.path  # of bad files the command's words tell
 
-        look = answered(lambda path, crop: path and seen(path, crop, size))
-        image.change(answered(lambda path: path and box(path)), image, crop).success(
-            look, [image, crop], preview)       # the box may be that of the picture before
-        image.select(centre, [image, crop], crop).success(look, [image, crop], preview)
-        gr.on([demo.load, crop.submit, crop.blur], look, [image, crop], preview)
+        look = answered(lambda path, crop: path and seen(path, crop, size)), [image, crop], preview
+        # The box may be that of the picture before.
+        image.change(answered(lambda path: path and box(path)), image, crop).success(*look)
+        image.select(centre, [image, crop], crop).success(*look)
+        gr.on([demo.load, crop.submit, crop.blur], *look, trigger_mode="always_last")
         shipped.click(lambda: str(IMAGE), None, image)
         person.click(lambda: example.person(np.random.default_rng()), None, image)
         speech.click(lambda: str(AUDIO), None, audio)

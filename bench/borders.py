@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
     model = loaded(args.weights)
     plan = model.plan(SECONDS * FPS)
-    group = plan.stride                                      # frames
+    group = plan.stride                                    # frames
     later = plan.per_window // 2 * plan.spacing            # where the second film begins
     clips = [make_clip(SEEDS + i, "test", SECONDS, "speech") for i in range(args.clips)]
     films = [(args.weights, face_of(clip, model.size, 0), clip.wave[start * FRAME_SAMPLES:],

@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
                 there = any(killed.glob("keyframe.state*"))
                 step = load_state(killed / "keyframe.state")["step"] if there else 0
                 print(f"{kills:4} {seconds:11.1f} {'step' if started else 'start':>7} {step:15} "
-                      f"{'yes' if saved else 'no':>11}", flush=True)
+                      f"{'yes' if saved else 'no':>16}", flush=True)
             train(killed, args.steps)
             trainings += 1
             equal = equal and digest(killed) == expected

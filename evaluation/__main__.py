@@ -2,8 +2,8 @@
 
 Each is a video or a folder of videos, which are paired by name (a.mp4 with a.mov). A table is
 printed and written to --out (evaluation.md, .json), with curves over time (curves.csv, .png). In
-brackets stand 95 % intervals: over n videos (of two numbers the second is of the true ones), of
-what a single one has in each frame over parts of two seconds, of a slope over means of ten seconds.
+brackets stand 95 % intervals: over n videos (of two numbers the second is of the true ones), for
+a single video's values by frame over parts of two seconds, for a slope over means of ten seconds.
 
 Faces as this project draws them (toy/) are told from others by the shipped autoencoder, and are
 looked at by the toy world's judges. For others give `--lip-reader FILE.pth` (auto-avsr's

@@ -144,6 +144,6 @@ def test_networks_are_evaluated_as_often_as_the_method_needs(monkeypatch, capsys
 def test_networks_do_no_more_than_those_of_diffusers():
     """Operations at a small size; ours are fewer, as diffusers repeats the sound for each pixel."""
     job = {"what": "forward", "small": True, "size": 8, "steps": 1, "device": "cpu",
-           "compile": False, "runs": 1}
+           "runs": 1}
     ours, theirs = (unet.measure(job | {"side": side})["flops"] for side in unet.SIDES)
     assert 0.6 < ours / theirs < 1

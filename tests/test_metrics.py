@@ -327,6 +327,9 @@ def test_frechet_distance():
     assert frechet.jackknife(ours, parts[1])[1 + 1] == pytest.approx(frechet.distance(
         sum(ours[i] for i in range(10) if i % 8 != 1), sum(
             parts[1][i] for i in range(10) if i % 8 != 1)))
+    assert len(frechet.jackknife([none, parts[0][0]], parts[1][:2])) == 2  # without it nothing is
+    value, low, high = frechet.with_interval(parts[0][:1], parts[1][:1])
+    assert low == value == high
     for hop, places in ((None, (0, 25)), (10, (0, 10, 20, 30))):
         windows = frechet.over_time(a[:60], frechet.moments(b), FPS, hop)
         assert windows == pytest.approx([frechet.distance(frechet.moments(a[i:i + FPS]),

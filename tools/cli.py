@@ -337,8 +337,8 @@ def _short_of_memory(said: str) -> str:
     numbers += [f"{free[2]} of {free[1]} free"] if free else []
     line = "out of memory" + (f" ({', '.join(numbers)})" if numbers else "")
     if not re.search("CUDA|CUBLAS|CUDNN|HIP|MPS", said):
-        return (f"{line}; close other programs, or use smaller weights, in training a smaller "
-                "--batch or --accumulate")
+        return (f"{line}; close other programs or use smaller weights; in training --accumulate or "
+                "a smaller --batch")
     return (f"the GPU is {line}; close other programs that use it, take another GPU or smaller "
             "weights; with sample.py use --low-memory (released weights take 8 GB then, not 18) or "
             "--device cpu, in training --accumulate, --bf16 or --shard")

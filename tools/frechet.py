@@ -61,8 +61,9 @@ def jackknife(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
     interval, too. A pair of parts without any features, as of short films, is no part."""
     a, b = zip(*(pair for pair in zip(a, b, strict=True) if pair[0][-1, -1] + pair[1][-1, -1]))
     k = min(8, len(a))
+    rest = [(sum(a) - sum(a[i::k]), sum(b) - sum(b[i::k])) for i in range(k)]
     return np.array([distance(sum(a), sum(b)), *(
-        distance(sum(a) - sum(a[i::k]), sum(b) - sum(b[i::k])) for i in range(k) if k > 1)])
+        distance(x, y) for x, y in rest if x[-1, -1] and y[-1, -1])])
 
 
 def with_interval(a: list[np.ndarray], b: list[np.ndarray]) -> tuple[float, float, float]:

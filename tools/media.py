@@ -275,7 +275,7 @@ def open_image(path: Path | str) -> np.ndarray:
             try:
                 image = ImageOps.exif_transpose(image)
             except Exception as error:  # noqa: BLE001 (of EXIF that some programs spoil)
-                warn(f"{path}: its EXIF cannot be read ({error}), so it is used as it lies there")
+                warn(f"{path}: its EXIF cannot be read ({error}), so the picture is not turned")
             if image.mode.startswith(("I", "F")):                   # 16 or 32 bits a pixel
                 grey = np.nan_to_num(np.asarray(image, np.float64))
                 largest = grey.max()

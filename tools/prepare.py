@@ -252,7 +252,7 @@ class Videos:
                 others = [k for k in (table[1][row] for row in rows) if k != SPEECH]
                 kind = max(sorted(set(others)), key=others.count, default=SPEECH)
             yield Piece(wave, first, emotion, kind, list(range(n)), pictures)
-            if n < len(block):
+            if len(block) > n + FPS:  # (of fewer, the next block tells, if there is one)
                 break
             first += n
 
