@@ -139,7 +139,7 @@ class Clips:
         if times is None:  # all are there
             times = range(entry["frames"])
             firsts = times[chained:max(0, entry["frames"] - self.span + 1)]
-        else:
+        else:  # (-1 marks a portrait, which is not the frame before frame 0)
             there, steps = set(times) - {-1}, range(-chained, self.span, self.stage.spacing)
             firsts = [t for t in times if t >= 0 and there.issuperset(t + i for i in steps)]
         return Clip(cache / entry["shard"], entry["kind"], times, firsts)

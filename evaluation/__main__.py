@@ -151,7 +151,7 @@ class Measured:
                    for pair in self.both for s in pair}
         self.along("distance in 1 s", windows, FPS // HOP)
         self.row("the same in a window of a second, mean", "lower", lambda s, _:
-                 windows[s.path].repeat(HOP) if len(windows[s.path]) else np.nan)
+                 windows[s.path].repeat(HOP) if len(windows[s.path]) else np.nan)  # by frame, too
         ten = TEN // HOP
         tens = [w[:len(w) // ten * ten].reshape(-1, ten).mean(1)
                 for s, _ in self.both if len(w := windows[s.path]) >= 3 * ten]

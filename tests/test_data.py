@@ -244,8 +244,11 @@ def test_nothing_is_left_of_a_video_that_is_refused_late(frozen, tmp_path, monke
         "0.mp4.000.safetensors", "2.mp4.000.safetensors"]
 
 
-def test_pictures_without_sound_are_left_out_and_it_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(prepare, "PIECE", 60)
+@pytest.mark.parametrize("piece, whole", [(60, [60, 30]), (35, [35, 35, 20])])
+def test_pictures_without_sound_are_left_out_and_it_is_said(tmp_path, capsys, monkeypatch, piece,
+                                                            whole):
+    """Once, also where the sound ends at the end of a piece."""
+    monkeypatch.setattr(prepare, "PIECE", piece)
     folder = films(tmp_path / "films", [20, 90])
     table = (folder / "1.csv").read_text()
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(folder / "1.mp4"),
@@ -253,9 +256,9 @@ def test_pictures_without_sound_are_left_out_and_it_is_said(tmp_path, capsys, mo
                     str(folder / "2.mp4")], check=True)
     (folder / "2.csv").write_text(table)
     source = prepare.Videos(folder, 32)
-    lengths = [len(piece.pictures) for piece in source.pieces(1)]
-    assert lengths == [60, 30] and capsys.readouterr().err == ""
-    [only] = (len(piece.pictures) for piece in source.pieces(2))
+    lengths = [len(each.pictures) for each in source.pieces(1)]
+    assert lengths == whole and capsys.readouterr().err == ""
+    [only] = (len(each.pictures) for each in source.pieces(2))
     said = capsys.readouterr().err
     assert 29 <= only <= 33  # 1.2 s; the encoder pads its last block
     assert said.count("\n") == 1 and re.search(r"2.mp4: its sound ends at 1\.\d s; pictures", said)

@@ -98,7 +98,7 @@ def _find_frozen(folder: Path) -> tuple[Path, Config]:
     """A weights folder that has all frozen parts, and its config. Raises InputError where there is
     none, or where parts are missing."""
     begun = folder.is_dir() and not (folder / "config.json").exists()
-    config = Config.tiny() if begun else checkpoint.load_config(Config, folder)
+    config = Config.tiny() if begun else checkpoint.load_config(Config, folder)  # (tiny's names)
     files = ["config.json", *(f"{name}.safetensors" for name in config.frozen())]
     lacking = [name for name in files if not (folder / name).exists()]
     if lacking:

@@ -234,7 +234,7 @@ class Videos:
         for block in video_blocks(path, self.size, square_beside(path) or self.square, PIECE):
             pictures = block[:heard - first]
             n = len(pictures)
-            if len(block) > n + FPS:
+            if mute := len(block) - n > FPS:
                 warn(f"{path}: its sound ends at {heard / FPS:.1f} s; pictures after it are left "
                      "out")
             if not n:
@@ -252,7 +252,7 @@ class Videos:
                 others = [k for k in (table[1][row] for row in rows) if k != SPEECH]
                 kind = max(sorted(set(others)), key=others.count, default=SPEECH)
             yield Piece(wave, first, emotion, kind, list(range(n)), pictures)
-            if len(block) > n + FPS:  # (of fewer, the next block tells, if there is one)
+            if mute:  # (of a second or less the next block tells, if there is one)
                 break
             first += n
 
